@@ -1,0 +1,66 @@
+"""The base of everything that is written down."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from airflow_childrun.errors import InputError
+
+
+class Wire(BaseModel):
+    """A frozen model with a JSON shape that old and new releases share.
+
+    Unknown fields are ignored on read. Fields named in ``_added`` came after V1: they are left out while they have
+    their default, so that what V1 could say is written as V1 wrote it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    _added: ClassVar[frozenset[str]] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the wire shape: plain dicts, lists, strings, integers, booleans and None."""
+        fields = type(self).model_fields
+        return {
+            name: _plain(value)
+            for name, value in self
+            if name not in self._added or value != fields[name].get_default(call_default_factory=True)
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read the wire shape, unknown fields ignored.
+
+        :raises pydantic.ValidationError: if a field is absent or of another type
+        """
+        return cls.model_validate(value)
+
+    @classmethod
+    def from_author(cls, value: Any, where: str) -> Self:
+        """Read what a person wrote: an unknown field is an error here.
+
+        :raises InputError: naming ``where``, the field and what is wrong with it
+        """
+        if isinstance(value, cls):
+            return value
+        try:
+            return cls.model_validate(value, extra="forbid")
+        except ValidationError as error:
+            raise InputError(f"{where} does not fit: {complaints(error)}") from None
+
+
+def complaints(error: ValidationError) -> str:
+    """Say what pydantic found in one line, without the values: they may be secret."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in found['loc']) or 'value'}: {found['msg']}"
+        for found in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Wire):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,421 @@
+"""What a store is: the page that whoever writes a store of his own reads first.
+
+A store holds *runs*. Each run has an append-only *event stream* and a row (:class:`RunRow`) that is a projection of it;
+beside them stand content-addressed *artifacts*, an *inbox* per run and *sessions*, which own leases on runs.
+
+There is one verb for progress, :meth:`Store.commit`. What it takes is plain data: it can be batched, sent over a wire,
+submitted again, replayed by a simulator. Everything else only reads, except for the three verbs of a session
+and :meth:`Store.post`. A store starts no threads. Times are integer microseconds, UTC, of the *store's* clock.
+
+Three things are checked on every commit, and never left to isolation levels, clocks or error texts:
+
+- ``expected_head``: compare-and-set on the stream's head;
+- ``epoch``: the fencing number of the run's lease, raised each time that the lease changes hands;
+- ``commit_id``: a commit that was submitted before and did happen answers with its original result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from uuid import UUID
+
+RunKind = Literal["operation", "task_instance"]
+RunStatus = Literal["Pending", "Running", "Completed", "Failed", "Cancelled"]
+TERMINAL: frozenset[str] = frozenset({"Completed", "Failed", "Cancelled"})
+
+GENESIS_HASH = "0" * 64
+"""The previous hash of a stream's first event (64 hex digits)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A content-addressed blob: ``id`` is the lower-case hex SHA-256 of the plain ``body``.
+
+    Identity is ``(root_run_id, id)``: artifacts are shared inside a tree of runs, never across trees.
+    """
+
+    root_run_id: UUID
+    id: str
+    kind: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FactRow:
+    """What the index of facts keeps of a ``fact_recorded`` or ``fact_failed`` event.
+
+    :param key_digest: SHA-256 hex of the fact key; several rows may share it (a later one supersedes)
+    :param request_digest: SHA-256 hex of the canonical request; None in a V1 stream
+    """
+
+    key_digest: str
+    payload_id: str | None
+    request_digest: str | None
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to be appended: canonical JSON bytes, and its row in the index of facts if it is one."""
+
+    body: bytes
+    fact: FactRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """How a run's row changes with a commit; None leaves a column as it is.
+
+    ``checkpoint_at`` is the index, among the commit's events for the run, of the event that is the new checkpoint.
+    Computed by ``airflow_childrun.store.projection`` from the events alone, so that it can be rebuilt.
+    ``wake_at``: 0 clears it.
+    """
+
+    status: RunStatus | None = None
+    checkpoint_at: int | None = None
+    checkpoint_snapshot_id: str | None = None
+    final_snapshot_id: str | None = None
+    error_code: str | None = None
+    wake_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AirflowCoordinates:
+    """Where in Airflow a run of kind ``task_instance`` stands."""
+
+    dag_id: str
+    dag_run_id: str
+    task_id: str
+    map_index: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """The row of a run that a commit creates; the same commit appends its first event.
+
+    :param slot_id: id of the slot's first generation (its own id for generation 1 and for a run without parent)
+    :param parent_run_id: the run that spawned it
+    :param deadline_at: when it is to end at the latest
+    """
+
+    kind: RunKind
+    parent_run_id: UUID | None
+    root_run_id: UUID
+    depth: int
+    slot_id: UUID
+    generation: int
+    op_id: str
+    op_version: str
+    manifest_id: str
+    initial_snapshot_id: str
+    deadline_at: int | None = None
+    airflow: AirflowCoordinates | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeLease:
+    """Make ``session_id`` the owner and raise the epoch by one.
+
+    Allowed if nobody holds the lease, if the holder's session is over (closed, expired or superseded), or if it is the
+    same session. ``session_id`` None is a lease without expiry and without session (host runs): it only raises the epoch.
+    """
+
+    session_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    """Give the lease back: the run has no owner afterwards; the epoch stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """What one commit does to one run.
+
+    :param expected_head: seq of the last event that the caller knows; 0 with ``create``
+    :param epoch: the run row's epoch *before* this step; None with ``create``, or for a writer who fences by head alone
+    :param lease: moves the lease in the same transaction. Events of the step carry the epoch *after* it
+    """
+
+    run_id: UUID
+    expected_head: int
+    epoch: int | None
+    events: tuple[NewEvent, ...] = ()
+    moves: Moves = Moves()
+    create: NewRun | None = None
+    lease: TakeLease | ReleaseLease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPost:
+    """A request to a run that somebody else owns; ``post_id`` makes posting idempotent."""
+
+    run_id: UUID
+    post_id: UUID
+    kind: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A step of progress, all or nothing: artifacts put, events appended, entries posted, rows and leases moved.
+
+    ``steps`` name each run once. Artifacts that exist already are left as they are.
+    """
+
+    commit_id: UUID
+    steps: tuple[RunStep, ...]
+    artifacts: tuple[Artifact, ...] = ()
+    posts: tuple[InboxPost, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a run stands after a commit.
+
+    :param seq: number of its last event (1-based; 0 = no events)
+    :param hash: chain hash of that event (64 hex digits)
+    :param inbox_seq: number of the last entry posted to it (0 = none)
+    """
+
+    seq: int
+    hash: str
+    epoch: int
+    inbox_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit happened, now or when it was submitted before.
+
+    :param recorded_at: the store's time that stands on its events
+    :param heads: by run id, for each step
+    :param rejected_posts: ids of posts that came too late, their run being terminal
+    """
+
+    recorded_at: int
+    heads: Mapping[UUID, Head]
+    rejected_posts: tuple[UUID, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The commit did not happen and never will in this form.
+
+    ``reason``: ``head`` (another event stands there), ``epoch`` (the lease changed hands), ``lease`` (the lease is held by
+    a living session), ``exists`` (a run to be created is there), ``missing`` (a run is not there).
+    ``head`` is where the run stands; None where it does not exist.
+    """
+
+    run_id: UUID
+    reason: Literal["head", "epoch", "lease", "exists", "missing"]
+    head: Head | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it was stored.
+
+    :param body: canonical JSON bytes
+    :param hash: ``SHA256("childrun/event/v1\\0" || run_id || seq || recorded_at || previous hash || body_digest)``
+    """
+
+    run_id: UUID
+    seq: int
+    recorded_at: int
+    body: bytes
+    hash: str
+    commit_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as its row tells it; all but the lease can be rebuilt from the events.
+
+    :param wake_at: when it goes on by itself (a backoff, a sleep), or None
+    :param lease_session_id: who owns it; None = nobody, or a host run
+    :param lease_expires_at: when that session is over; None = nobody, or over already
+    """
+
+    run_id: UUID
+    kind: RunKind
+    parent_run_id: UUID | None
+    root_run_id: UUID
+    depth: int
+    slot_id: UUID
+    generation: int
+    op_id: str
+    op_version: str
+    manifest_id: str
+    initial_snapshot_id: str
+    status: RunStatus
+    head: Head
+    checkpoint_seq: int
+    checkpoint_hash: str
+    checkpoint_snapshot_id: str
+    final_snapshot_id: str | None
+    error_code: str | None
+    deadline_at: int | None
+    wake_at: int | None
+    created_at: int
+    updated_at: int
+    ended_at: int | None
+    lease_session_id: UUID | None
+    lease_expires_at: int | None
+    airflow: AirflowCoordinates | None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the run has ended; a host run never does."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """An entry of a run's inbox; ``n`` is 1-based and contiguous per run."""
+
+    run_id: UUID
+    n: int
+    post_id: UUID
+    kind: str
+    body: bytes
+    recorded_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class FactEntry:
+    """A row of the index of facts."""
+
+    run_id: UUID
+    seq: int
+    key_digest: str
+    payload_id: str | None
+    request_digest: str | None
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who opens a session.
+
+    Sessions of the same non-empty ``key`` with a lower ``incarnation`` are over from that moment on: a task instance that
+    comes back with a higher try number takes its runs over at once. ``label`` is for people.
+    """
+
+    label: str
+    key: str = ""
+    incarnation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A living process, as the store sees it."""
+
+    session_id: UUID
+    expires_at: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs :meth:`Store.find_runs` returns; what is None does not matter, the rest must all hold.
+
+    ``unowned``: no living session holds the lease. ``dag_id`` and so on are those of host runs.
+    """
+
+    kind: RunKind | None = None
+    statuses: frozenset[RunStatus] | None = None
+    root_run_id: UUID | None = None
+    parent_run_id: UUID | None = None
+    slot_ids: frozenset[UUID] | None = None
+    op_id: str | None = None
+    unowned: bool | None = None
+    dag_id: str | None = None
+    dag_run_id: str | None = None
+    task_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Some runs, oldest first, and where to go on; ``cursor`` None = that was all."""
+
+    rows: tuple[RunRow, ...]
+    cursor: str | None
+
+
+class Store(Protocol):
+    """Where runs live.
+
+    Every method may be called from any thread, and raises :class:`~airflow_childrun.errors.UnavailableError` if the
+    database cannot be reached (for ``commit``: the outcome is then unknown, submit the identical commit again),
+    :class:`~airflow_childrun.errors.SchemaError` if its tables are missing or of another major version, and
+    :class:`~airflow_childrun.errors.CorruptionError` if stored bytes are not what they were.
+    """
+
+    def commit(self, commits: Sequence[Commit]) -> list[Committed | Conflict]:
+        """Make each commit happen or not, in one transaction, and answer in the same order.
+
+        Atomic: each commit all or nothing; one bad member harms no other.
+        Idempotent: a commit whose ``commit_id`` stands on the events after its expected heads is answered with its original
+        result (for a commit without events: whose id stands on the run row).
+        Ordering: no run stands in more than one commit of a batch.
+        """
+
+    def read_events(
+        self, run_id: UUID, from_seq: int = 1, to_seq: int | None = None, limit: int | None = None
+    ) -> list[StoredEvent]:
+        """Return the events ``from_seq`` to ``to_seq``, both inclusive, ascending; an unknown run has none.
+
+        Does not verify the chain: ``airflow_childrun.store.verify`` does.
+        """
+
+    def find_run(self, run_id: UUID) -> RunRow | None:
+        """Return the row of a run, or None."""
+
+    def get_runs(self, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
+        """Return the rows of those runs that exist."""
+
+    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
+        """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
+
+    def children_of(self, run_id: UUID) -> list[RunRow]:
+        """Return all runs that ``run_id`` spawned, in order of creation (then id)."""
+
+    def get_facts(self, run_id: UUID, key_digests: Iterable[str] | None = None) -> list[FactEntry]:
+        """Return the index of facts of a run, ascending by seq, for some keys or for all."""
+
+    def get_artifacts(self, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
+        """Return the bodies of those artifacts that exist in the tree, each verified against its id.
+
+        :raises CorruptionError: code ``artifact_content_address_mismatch``, naming the id
+        """
+
+    def find_artifact_kinds(self, root_run_id: UUID) -> dict[str, str]:
+        """Return id -> kind of every artifact in the tree."""
+
+    def post(self, posts: Sequence[InboxPost]) -> dict[UUID, int | None]:
+        """Put entries into inboxes; post id -> its number, or None if the run is terminal or not there.
+
+        Idempotent: a post id that stands in the run's inbox answers with its number.
+        """
+
+    def read_inbox(self, run_id: UUID, after: int = 0) -> list[InboxEntry]:
+        """Return the entries of a run's inbox with a number above ``after``, ascending."""
+
+    def open_session(self, session_id: UUID, owner: Owner, ttl_us: int) -> Session:
+        """Open a session that is over ``ttl_us`` after its last renewal; see :class:`Owner` for whom it supersedes."""
+
+    def renew_session(self, session_id: UUID, ttl_us: int) -> Session | None:
+        """Put the end off to now + ``ttl_us``; None if the session is over (it stays so)."""
+
+    def close_session(self, session_id: UUID) -> None:
+        """End a session: the leases that it holds are free. Idempotent."""
+
+    def now_us(self) -> int:
+        """Return the store's time."""
+
+    def close(self) -> None:
+        """Close every connection. The store can still be used afterwards: it opens new ones."""

@@ -1,0 +1,201 @@
+"""The events of a run: what happened, in the past tense. A stream of them is the truth about a run.
+
+Wire shape of an event: ``{"Kernel": {"<Name>": {...}}}`` or ``{"Domain": {...}}``. Fields below a class's ``_added`` came
+after V1 and are left out while they are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import ValidationError
+
+from airflow_childrun.errors import CorruptionError, ErrorInfo
+from airflow_childrun.model.wire import Wire
+
+ENGINE = 1
+"""Which engine behaviour wrote a history; stands in ``RunStarted.engine``. Absent: V1, the original engine."""
+
+Status = Literal["Completed", "Failed", "Cancelled"]
+
+
+class Continues(Wire):
+    """From where a generation goes on: the run it continues and the last event of it that counts."""
+
+    run_id: str
+    seq: int
+    hash: str
+
+
+class Parent(Wire):
+    """Who spawned a run: its parent's id, the fact key of the slot, and the slot's owner (the start of the parent's chain)."""
+
+    run_id: str
+    fact_key: str
+    slot_owner_id: str
+    state_id: str | None = None
+
+
+class RunStarted(Wire):
+    """A run exists.
+
+    V1: ``op_id, manifest_id, initial_snapshot_id``. Ours adds ``engine`` and, where they apply, the plan's artifact id
+    (its digest), lineage, generation, what closing policy the parent chose, and for host runs ``kind`` and ``airflow``.
+    """
+
+    tag: ClassVar[str] = "RunStarted"
+    _added = frozenset(
+        {
+            "engine",
+            "kind",
+            "op_version",
+            "plan_id",
+            "code_digest",
+            "parent",
+            "root_run_id",
+            "depth",
+            "generation",
+            "continues",
+            "parent_close_policy",
+            "deadline_at",
+            "on_cancel",
+            "airflow",
+        }
+    )
+    op_id: str
+    manifest_id: str
+    initial_snapshot_id: str
+    engine: int | None = None
+    kind: Literal["operation", "task_instance"] = "operation"
+    op_version: str | None = None
+    plan_id: str | None = None
+    code_digest: str | None = None
+    parent: Parent | None = None
+    root_run_id: str | None = None
+    depth: int = 0
+    generation: int = 1
+    continues: Continues | None = None
+    parent_close_policy: Literal["cancel", "abandon"] | None = None
+    deadline_at: int | None = None
+    on_cancel: bool = False
+    airflow: Any = None
+
+
+class StateEntered(Wire):
+    """An attempt of a state begins (``attempt`` is 0-based); durable before the handler starts."""
+
+    tag: ClassVar[str] = "StateEntered"
+    state_id: str
+    attempt: int
+    base_snapshot_id: str
+
+
+class StateCompleted(Wire):
+    """The attempt succeeded: the snapshot is the run's new checkpoint."""
+
+    tag: ClassVar[str] = "StateCompleted"
+    _added = frozenset({"skipped"})
+    state_id: str
+    context_snapshot_id: str
+    skipped: bool = False
+
+
+class Failure(Wire):
+    """The wire form of a state's error: ``{"state_id", "info": {code, category, retryable, message, details}}``."""
+
+    state_id: str | None
+    info: dict[str, Any]
+
+    @property
+    def error(self) -> ErrorInfo:
+        """The error as a value."""
+        return ErrorInfo.from_json(self.info)
+
+
+class StateFailed(Wire):
+    """The attempt ended without success.
+
+    :param retry_at: when the next attempt may begin, in microseconds UTC; absent: at once, or never
+    :param recovered: the attempt did not fail: its process died (``lapsed``) or gave it back (``released``)
+    """
+
+    tag: ClassVar[str] = "StateFailed"
+    _added = frozenset({"retry_at", "recovered"})
+    state_id: str
+    error: Failure
+    failure_snapshot_id: str | None = None
+    retry_at: int | None = None
+    recovered: Literal["lapsed", "released"] | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the handler failed, as opposed to its process."""
+        return self.recovered is None and self.error.info.get("code") != ORPHAN_RECOVERED
+
+
+class RunCompleted(Wire):
+    """The run has ended; nothing follows."""
+
+    tag: ClassVar[str] = "RunCompleted"
+    _added = frozenset({"reason"})
+    status: Status
+    final_snapshot_id: str | None = None
+    reason: Any = None
+
+
+class DomainEvent(Wire):
+    """Anything else worth recording, by name: facts, linkage, waits, tries of a host, and what a handler emits."""
+
+    name: str
+    payload: Any = None
+    payload_ref: str | None = None
+
+
+KernelEvent = RunStarted | StateEntered | StateCompleted | StateFailed | RunCompleted
+Event = KernelEvent | DomainEvent
+
+ORPHAN_RECOVERED = "orphan_attempt_recovered"
+ATTEMPT_RELEASED = "attempt_released"
+
+FACT_RECORDED = "fact_recorded"
+FACT_FAILED = "fact_failed"
+ARTIFACT_WRITTEN = "artifact_written"
+OP_BOUNDARY = "op_boundary"
+CHILD_RUN_SPAWNED = "child_run_spawned"
+CHILD_RUN_COMPLETED = "child_run_completed"
+WAIT_OPENED = "wait_opened"
+INBOX_CONSUMED = "inbox_consumed"
+HOST_TRY = "host_try"
+
+ENGINE_NAMES = frozenset(
+    {FACT_RECORDED, FACT_FAILED, CHILD_RUN_SPAWNED, CHILD_RUN_COMPLETED, WAIT_OPENED, INBOX_CONSUMED, HOST_TRY}
+)
+"""Names that only the engine writes: kept under every event profile, refused from a handler's ``emit``."""
+
+_KERNEL: Mapping[str, type[KernelEvent]] = {
+    cls.tag: cls for cls in (RunStarted, StateEntered, StateCompleted, StateFailed, RunCompleted)
+}
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """Return the wire shape of an event."""
+    if isinstance(event, DomainEvent):
+        return {"Domain": event.to_json()}
+    return {"Kernel": {event.tag: event.to_json()}}
+
+
+def event_from_json(value: Any) -> Event:
+    """Read the wire shape of an event, unknown fields ignored.
+
+    :raises CorruptionError: code ``event_malformed``, if it is none
+    """
+    try:
+        if "Domain" in value:
+            return DomainEvent.from_json(value["Domain"])
+        ((tag, body),) = value["Kernel"].items()
+        return _KERNEL[tag].from_json(body)
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
+        raise CorruptionError(
+            "a stored event has no shape that this release knows; run `childrun verify`", code="event_malformed"
+        ) from None

@@ -21,7 +21,12 @@ if "AIRFLOW_HOME" not in os.environ:
     _owner = os.getpid()
     _home = tempfile.mkdtemp(prefix="childrun-airflow-")
     os.environ["AIRFLOW_HOME"] = _home
-    atexit.register(lambda: os.getpid() == _owner and shutil.rmtree(_home, ignore_errors=True))
+
+    def _remove_home() -> None:
+        if os.getpid() == _owner:  # not in a forked child
+            shutil.rmtree(_home, ignore_errors=True)
+
+    atexit.register(_remove_home)
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 os.environ.setdefault("AIRFLOW__CORE__DAGS_FOLDER", f"{os.environ['AIRFLOW_HOME']}/dags")
 os.environ.setdefault("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False")

@@ -159,7 +159,8 @@ def serve(work: Path, *, durable: bool) -> None:
     """
     # None: as whoever we are. The server refuses to run as root.
     nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-    uid, gid, groups = (nobody.pw_uid, nobody.pw_gid, []) if nobody else (None, None, None)
+    uid, gid = (nobody.pw_uid, nobody.pw_gid) if nobody else (None, None)
+    groups: list[str | int] | None = [] if nobody else None
     work.chmod(0o755)
     programs = _binaries(work)
     run, password = work / "run", secrets.token_hex(16)
@@ -169,7 +170,7 @@ def serve(work: Path, *, durable: bool) -> None:
         for path in (run, run / "password"):
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
     run.chmod(0o700)
-    initialise = [programs / "initdb", "-D", run / "data", "-U", "postgres", "--auth=scram-sha-256"]
+    initialise = [str(programs / "initdb"), "-D", str(run / "data"), "-U", "postgres", "--auth=scram-sha-256"]
     initialise += ["--encoding=UTF8", "--locale=C", "--no-sync", f"--pwfile={run / 'password'}", "--no-instructions"]
     done = subprocess.run(
         initialise, check=False, capture_output=True, text=True, cwd=run, user=uid, group=gid, extra_groups=groups
@@ -180,7 +181,7 @@ def serve(work: Path, *, durable: bool) -> None:
     port = _free_port()
     url = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
     with (work / "log").open("w") as log:
-        command = [programs / "postgres", "-D", run / "data", *_settings(port, run, durable=durable)]
+        command = [str(programs / "postgres"), "-D", str(run / "data"), *_settings(port, run, durable=durable)]
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -320,10 +321,14 @@ def postgres_module_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_databases(postgres_server: PostgresServer) -> Iterator[Callable[[str], str]]:
+def postgres_databases(postgres_server: PostgresServer) -> Iterator[Callable[..., str]]:
     """Give a function that makes as many fresh databases as a test wants: template's name -> URL."""
     with contextlib.ExitStack() as stack:
-        yield lambda template="template1": stack.enter_context(_fresh(postgres_server, template))
+
+        def make(template: str = "template1") -> str:
+            return stack.enter_context(_fresh(postgres_server, template))
+
+        yield make
 
 
 def main() -> None:

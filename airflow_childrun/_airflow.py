@@ -1,0 +1,185 @@
+"""The gate to Airflow: every name of Airflow that the package uses comes through here.
+
+Two rules: what tasks and triggers need is imported at the top, from the public SDK; what only an administrator's process
+may touch (the metadata database, the command line's classes) is imported inside the function that uses it, so that a
+task never loads it. Features are detected, versions are not compared. ``type: ignore`` is allowed here alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.sdk.types import RuntimeTaskInstanceProtocol
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSkipException",
+    "BaseHook",
+    "BaseOperator",
+    "BaseOperatorLink",
+    "BaseTrigger",
+    "Connection",
+    "Context",
+    "RuntimeTaskInstanceProtocol",
+    "TaskDeferred",
+    "TriggerEvent",
+    "channel_is_shared",
+    "command_classes",
+    "conf",
+    "connection_from_secrets",
+    "db_manager_base",
+    "mask_secret",
+    "metadata_engine",
+    "metadata_session",
+    "read_metadata_connection",
+    "registered_secrets",
+    "write_metadata_connection",
+]
+
+
+# ------------------------------------------------------------------------------------------------- in tasks and triggers
+
+
+def mask_secret(value: str) -> None:
+    """Have Airflow replace ``value`` by asterisks in every log of this process."""
+    from airflow.sdk.log import mask_secret as mask
+
+    mask(value)
+
+
+def registered_secrets(min_length: int = 12) -> frozenset[str]:
+    """Return the values that Airflow's maskers of this process hide, those of ``min_length`` characters or more."""
+    found: set[str] = set()
+    for name in ("airflow.sdk._shared.secrets_masker", "airflow._shared.secrets_masker"):
+        module = sys.modules.get(name)
+        masker = getattr(module, "_secrets_masker", None)
+        if masker is not None:
+            # The masker keeps what re.escape made of each secret.
+            found.update(re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL) for pattern in masker().patterns)
+    return frozenset(value for value in found if len(value) >= min_length)
+
+
+def channel_is_shared() -> bool:
+    """Whether this process talks to Airflow through the in-process channel, which takes one caller at a time.
+
+    True under ``dag.test`` and ``airflow dags test``. The channel hides itself during a request, so ask on the main
+    thread, before other threads use it.
+    """
+    runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    comms = getattr(runner, "SUPERVISOR_COMMS", None)
+    return type(comms).__name__ == "InProcessSupervisorComms"
+
+
+# ----------------------------------------------------------------------------------------- in an administrator's process
+
+
+def _initialise() -> None:
+    """Make Airflow's settings and the configuration of providers known, as ``airflow`` itself does."""
+    from airflow import settings
+    from airflow.providers_manager import ProvidersManager
+
+    ProvidersManager().initialize_providers_configuration()  # type: ignore[no-untyped-call]
+    if settings.engine is None:
+        settings.initialize()  # type: ignore[no-untyped-call]
+
+
+def metadata_engine() -> Any:
+    """Return the SQLAlchemy engine of Airflow's metadata database.
+
+    :raises AirflowException: if this process may not use it (a task, a trigger)
+    """
+    from airflow import settings
+
+    _initialise()
+    engine = getattr(settings, "engine", None)
+    if engine is None:
+        raise AirflowException("this process has no access to Airflow's metadata database")
+    return engine
+
+
+@contextlib.contextmanager
+def metadata_session() -> Iterator[Any]:
+    """Give an ORM session on Airflow's metadata database, committed at the end."""
+    from airflow.utils.session import create_session
+
+    _initialise()
+    with create_session() as session:
+        yield session
+
+
+def read_metadata_connection(conn_id: str) -> Any | None:
+    """Return the connection as Airflow's metadata database holds it, or None.
+
+    :returns: an ``airflow.models.Connection``, detached
+    """
+    from airflow.models.connection import Connection as StoredConnection
+
+    with metadata_session() as session:
+        found = session.query(StoredConnection).filter(StoredConnection.conn_id == conn_id).one_or_none()
+        if found is not None:
+            session.expunge(found)
+        return found
+
+
+def write_metadata_connection(conn_id: str, fields: dict[str, Any], description: str) -> None:
+    """Create or replace a connection in Airflow's metadata database.
+
+    :param fields: ``conn_type, host, port, schema, login, password`` and ``extra`` (JSON text)
+    """
+    from airflow.models.connection import Connection as StoredConnection
+
+    with metadata_session() as session:
+        found = session.query(StoredConnection).filter(StoredConnection.conn_id == conn_id).one_or_none()
+        if found is None:
+            found = StoredConnection(conn_id=conn_id)
+            session.add(found)
+        found.description = description
+        for name, value in fields.items():
+            setattr(found, name, value)
+
+
+def connection_from_secrets(conn_id: str) -> Any:
+    """Return a connection as the command line finds it: secrets backends, environment, metadata database.
+
+    :raises AirflowNotFoundException: if there is none
+    """
+    from airflow.models.connection import Connection as StoredConnection
+
+    _initialise()
+    return StoredConnection.get_connection_from_secrets(conn_id)
+
+
+def command_classes() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return Airflow's classes ``Arg``, ``ActionCommand`` and ``GroupCommand``."""
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+
+    return Arg, ActionCommand, GroupCommand
+
+
+def db_manager_base() -> type[Any]:
+    """Return the class that the managers of further tables in the metadata database derive from."""
+    from airflow.utils.db_manager import BaseDBManager
+
+    return BaseDBManager
+
+
+def environment_connections() -> Iterable[str]:
+    """Return the ids (lower case) of the connections that environment variables define."""
+    prefix = "AIRFLOW_CONN_"
+    return [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]

@@ -1,0 +1,351 @@
+"""Whether a commit happens, and what it then writes: decided here for every store, from rows that its caller has locked.
+
+Nothing here reads or writes. A store fills a :class:`Picture`, calls :func:`decide`, and writes what stands in
+``picture.writes`` afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+from uuid import UUID
+
+from airflow_childrun.errors import CorruptionError, OtherStorageError
+from airflow_childrun.store.api import (
+    GENESIS_HASH,
+    TERMINAL,
+    Artifact,
+    Commit,
+    Committed,
+    Conflict,
+    FactEntry,
+    Head,
+    InboxEntry,
+    InboxPost,
+    Moves,
+    NewRun,
+    ReleaseLease,
+    RunRow,
+    RunStep,
+    StoredEvent,
+    TakeLease,
+)
+from airflow_childrun.store.chain import body_digest, event_hash
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A session as its row tells it; ``ended`` says how it ended before its time."""
+
+    session_id: UUID
+    key: str
+    incarnation: int
+    expires_at: int
+    ended: Literal["closed", "superseded"] | None = None
+
+    def is_over(self, now: int) -> bool:
+        """Whether it owns nothing any more."""
+        return self.ended is not None or now >= self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class LastEventless:
+    """The last step without events that a run took: such a commit has no other place for its identity."""
+
+    commit_id: UUID
+    epoch: int
+    recorded_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run's row as it is stored: ``row.lease_expires_at`` is None, it belongs to the session."""
+
+    row: RunRow
+    last_eventless: LastEventless | None = None
+
+
+@dataclass(slots=True)
+class Writes:
+    """What the members of a batch that pass write, in the order in which they were decided."""
+
+    created: dict[UUID, StoredRun] = field(default_factory=dict)
+    changed: dict[UUID, StoredRun] = field(default_factory=dict)
+    artifacts: dict[tuple[UUID, str], Artifact] = field(default_factory=dict)
+    events: list[StoredEvent] = field(default_factory=list)
+    facts: list[FactEntry] = field(default_factory=list)
+    entries: list[InboxEntry] = field(default_factory=list)
+
+    def put_run(self, stored: StoredRun) -> None:
+        """Remember a run's new row, under what has to be done to it."""
+        run_id = stored.row.run_id
+        (self.created if run_id in self.created else self.changed)[run_id] = stored
+
+
+@dataclass(slots=True)
+class Picture:
+    """What a batch sees of the store; moves on with each member that passes.
+
+    :param runs: every run that a step or a post names, if it exists
+    :param sessions: the sessions that hold those runs, if they exist
+    :param posted: number of each post that stands in an inbox already, by (run id, post id)
+    :param find_event: looks up one event by (run id, seq); asked only when a head was found taken
+    :param find_slot: looks up the run that is this (slot id, generation)
+    """
+
+    now: int
+    runs: dict[UUID, StoredRun]
+    sessions: dict[UUID, StoredSession]
+    posted: dict[tuple[UUID, UUID], int]
+    find_event: Callable[[UUID, int], StoredEvent | None]
+    find_slot: Callable[[UUID, int], UUID | None]
+    writes: Writes = field(default_factory=Writes)
+
+
+def check_batch(commits: Sequence[Commit]) -> None:
+    """Refuse a batch that no caller can mean.
+
+    :raises OtherStorageError: code ``commit_invalid``
+    :raises CorruptionError: if an artifact's id is not that of its body
+    """
+    seen: set[UUID] = set()
+    for commit in commits:
+        for step in commit.steps:
+            if step.run_id in seen:
+                raise _invalid(f"run {step.run_id} stands in two steps of one batch; submit them one after the other")
+            seen.add(step.run_id)
+            if step.create is not None and (step.expected_head != 0 or not step.events):
+                raise _invalid(f"run {step.run_id} is created without its first event, or with an expected head")
+        for artifact in commit.artifacts:
+            if body_digest(artifact.body) != artifact.id:
+                raise CorruptionError(
+                    f"artifact {artifact.id} ({artifact.kind}) has other bytes than its id says; nothing was stored"
+                )
+
+
+def named_runs(commits: Iterable[Commit]) -> set[UUID]:
+    """Return every run that a step or a post names: those rows must be locked."""
+    return {step.run_id for commit in commits for step in commit.steps} | {
+        post.run_id for commit in commits for post in commit.posts
+    }
+
+
+def decide(commits: Sequence[Commit], picture: Picture) -> list[Committed | Conflict]:
+    """Decide each commit in turn; ``picture.writes`` holds afterwards what those that happen now write."""
+    return [_decide_one(commit, picture) for commit in commits]
+
+
+def decide_posts(posts: Sequence[InboxPost], picture: Picture, at: int) -> dict[UUID, int | None]:
+    """Give each post its number in the inbox; None where the run is terminal or not there."""
+    numbers: dict[UUID, int | None] = {}
+    for post in posts:
+        known = picture.posted.get((post.run_id, post.post_id))
+        stored = picture.runs.get(post.run_id)
+        if known is None and stored is not None and stored.row.status not in TERMINAL:
+            known = stored.row.head.inbox_seq + 1
+            entry = InboxEntry(post.run_id, known, post.post_id, post.kind, post.body, at)
+            picture.writes.entries.append(entry)
+            picture.posted[post.run_id, post.post_id] = known
+            row = stored.row
+            row = replace(row, head=replace(row.head, inbox_seq=known), updated_at=max(at, row.updated_at))
+            _put(picture, replace(stored, row=row))
+        numbers[post.post_id] = known
+    return numbers
+
+
+def as_seen(stored: StoredRun, session: StoredSession | None, now: int) -> RunRow:
+    """Return a run's row as readers see it: with the end of its lease, without an owner who gave everything back."""
+    row = stored.row
+    if row.lease_session_id is None:
+        return row
+    if session is not None and session.ended == "closed":
+        return replace(row, lease_session_id=None)
+    if session is None or session.is_over(now):
+        return row
+    return replace(row, lease_expires_at=session.expires_at)
+
+
+def _invalid(message: str) -> OtherStorageError:
+    return OtherStorageError(message, code="commit_invalid")
+
+
+def _put(picture: Picture, stored: StoredRun) -> None:
+    picture.runs[stored.row.run_id] = stored
+    picture.writes.put_run(stored)
+
+
+def _decide_one(commit: Commit, picture: Picture) -> Committed | Conflict:
+    original = _original_result(commit, picture)
+    if original is not None:
+        return original
+    for step in commit.steps:
+        refusal = _refusal(step, picture)
+        if refusal is not None:
+            return refusal
+    # A database's clock may step back; the times in a stream do not.
+    known = [picture.runs[step.run_id].row.updated_at for step in commit.steps if step.run_id in picture.runs]
+    at = max(picture.now, *known) if known else picture.now
+    for step in commit.steps:
+        _take(step, commit.commit_id, at, picture)
+    for artifact in commit.artifacts:
+        picture.writes.artifacts.setdefault((artifact.root_run_id, artifact.id), artifact)
+    numbers = decide_posts(commit.posts, picture, at)
+    return Committed(
+        recorded_at=at,
+        heads={step.run_id: picture.runs[step.run_id].row.head for step in commit.steps},
+        rejected_posts=tuple(post_id for post_id, number in numbers.items() if number is None),
+    )
+
+
+def _original_result(commit: Commit, picture: Picture) -> Committed | None:
+    """Return what a commit that happened before was answered then; None if it did not happen."""
+    at = 0
+    heads: dict[UUID, Head] = {}
+    with_events = any(step.events for step in commit.steps)
+    for step in commit.steps:
+        stored = picture.runs.get(step.run_id)
+        if stored is None:
+            return None
+        last = stored.last_eventless
+        if last is not None and last.commit_id != commit.commit_id:
+            last = None
+        seq = step.expected_head + len(step.events)
+        head = stored.row.head
+        if step.events:
+            event = picture.find_event(step.run_id, seq) if head.seq >= seq else None
+            if event is None or event.commit_id != commit.commit_id:
+                return None
+            heads[step.run_id] = Head(seq, event.hash, event.epoch, head.inbox_seq)
+            at = event.recorded_at
+            continue
+        if last is None and not with_events:
+            return None
+        before = picture.find_event(step.run_id, seq) if head.seq != seq else None
+        epoch = last.epoch if last else _epoch_after(step, head)
+        heads[step.run_id] = Head(seq, before.hash if before else head.hash, epoch, head.inbox_seq)
+        at = at or (last.recorded_at if last else 0)
+    if not commit.steps:
+        return None
+    rejected = tuple(post.post_id for post in commit.posts if (post.run_id, post.post_id) not in picture.posted)
+    return Committed(at, heads, rejected)
+
+
+def _epoch_after(step: RunStep, head: Head) -> int:
+    if step.epoch is None:
+        return head.epoch
+    return step.epoch + isinstance(step.lease, TakeLease)
+
+
+def _refusal(step: RunStep, picture: Picture) -> Conflict | None:
+    stored = picture.runs.get(step.run_id)
+    if step.create is not None:
+        if stored is not None:
+            return Conflict(step.run_id, "exists", stored.row.head)
+        if picture.find_slot(step.create.slot_id, step.create.generation) is not None:
+            return Conflict(step.run_id, "exists", None)
+        return None
+    if stored is None:
+        return Conflict(step.run_id, "missing", None)
+    row = stored.row
+    if step.epoch is not None and step.epoch != row.head.epoch:
+        return Conflict(step.run_id, "epoch", row.head)
+    if step.expected_head != row.head.seq:
+        return Conflict(step.run_id, "head", row.head)
+    if isinstance(step.lease, TakeLease) and row.lease_session_id not in (None, step.lease.session_id):
+        holder = picture.sessions.get(row.lease_session_id)
+        if holder is not None and not holder.is_over(picture.now):
+            return Conflict(step.run_id, "lease", row.head)
+    return None
+
+
+def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
+    """Append the step's events and move its row."""
+    stored = picture.runs.get(step.run_id)
+    if step.create is not None:
+        stored = StoredRun(_new_row(step.run_id, step.create, at))
+        picture.writes.created[step.run_id] = stored
+    if stored is None:
+        raise AssertionError(f"run {step.run_id} was decided without its row")
+    row = stored.row
+    epoch, owner = row.head.epoch, row.lease_session_id
+    if isinstance(step.lease, TakeLease):
+        epoch, owner = epoch + 1, step.lease.session_id
+    elif isinstance(step.lease, ReleaseLease):
+        owner = None
+    events = _chain(step, row.head, commit_id, epoch, at)
+    picture.writes.events.extend(events)
+    for event, new in zip(events, step.events, strict=True):
+        if new.fact is not None:
+            fact = new.fact
+            picture.writes.facts.append(
+                FactEntry(step.run_id, event.seq, fact.key_digest, fact.payload_id, fact.request_digest, fact.failed)
+            )
+    tip = events[-1] if events else None
+    head = Head(tip.seq if tip else row.head.seq, tip.hash if tip else row.head.hash, epoch, row.head.inbox_seq)
+    row = replace(_moved(row, step.moves, events, at), head=head, lease_session_id=owner, updated_at=at)
+    if step.create is not None and row.checkpoint_seq == 0:
+        row = replace(row, checkpoint_seq=1, checkpoint_hash=events[0].hash)
+    last = stored.last_eventless if events else LastEventless(commit_id, epoch, at)
+    _put(picture, StoredRun(row, last))
+
+
+def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> list[StoredEvent]:
+    previous = head.hash
+    events = []
+    for seq, new in enumerate(step.events, head.seq + 1):
+        previous = event_hash(step.run_id, seq, at, previous, body_digest(new.body))
+        events.append(StoredEvent(step.run_id, seq, at, new.body, previous, commit_id, epoch))
+    return events
+
+
+def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) -> RunRow:
+    if moves == _STILL:
+        return row
+    mark = events[moves.checkpoint_at] if moves.checkpoint_at is not None else None
+    # "" and 0 clear what None leaves as it is.
+    return replace(
+        row,
+        status=moves.status or row.status,
+        ended_at=at if moves.status in TERMINAL else row.ended_at,
+        checkpoint_seq=mark.seq if mark else row.checkpoint_seq,
+        checkpoint_hash=mark.hash if mark else row.checkpoint_hash,
+        checkpoint_snapshot_id=moves.checkpoint_snapshot_id or row.checkpoint_snapshot_id,
+        final_snapshot_id=moves.final_snapshot_id or row.final_snapshot_id,
+        error_code=row.error_code if moves.error_code is None else moves.error_code or None,
+        wake_at=row.wake_at if moves.wake_at is None else moves.wake_at or None,
+    )
+
+
+_STILL = Moves()
+
+
+def _new_row(run_id: UUID, new: NewRun, at: int) -> RunRow:
+    return RunRow(
+        run_id=run_id,
+        kind=new.kind,
+        parent_run_id=new.parent_run_id,
+        root_run_id=new.root_run_id,
+        depth=new.depth,
+        slot_id=new.slot_id,
+        generation=new.generation,
+        op_id=new.op_id,
+        op_version=new.op_version,
+        manifest_id=new.manifest_id,
+        initial_snapshot_id=new.initial_snapshot_id,
+        status="Pending",
+        head=Head(0, GENESIS_HASH, 0, 0),
+        checkpoint_seq=0,
+        checkpoint_hash=GENESIS_HASH,
+        checkpoint_snapshot_id=new.initial_snapshot_id,
+        final_snapshot_id=None,
+        error_code=None,
+        deadline_at=new.deadline_at,
+        wake_at=None,
+        created_at=at,
+        updated_at=at,
+        ended_at=None,
+        lease_session_id=None,
+        lease_expires_at=None,
+        airflow=new.airflow,
+    )

@@ -19,7 +19,7 @@ import binascii
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from airflow_childrun.canonical import MAX_DEPTH, json_path
 from airflow_childrun.errors import CanonicalError, ErrorInfo, SecretsDetectedError
@@ -77,18 +77,21 @@ def _pattern(about: str, markers: str, rule: str, **more: Any) -> _Pattern:
     return _Pattern(about, tuple(markers.split("|")), re.compile(rule), **more)
 
 
-# Each rule begins with its marker, so that a search costs time only where a marker stands.
+# Each rule begins with its marker and starts only where the run of characters that it scans begins: a search takes time
+# in proportion to the text, whatever the text is. None may match across a line break that hides another match.
 SECRET_PATTERNS: tuple[_Pattern, ...] = (
     _pattern("Bearer credentials", "bearer", r"(?i:\bbearer)\s+(?=\S*[0-9])[A-Za-z0-9._~+/=-]{16,}"),
     _pattern(
         "Basic credentials",
         "basic",
-        r"(?i:\bbasic)\s+(?P<token>[A-Za-z0-9+/]{4,}={0,2})(?![A-Za-z0-9+/=])",
+        r"(?i:\bbasic)[ \t]+(?=(?P<token>[A-Za-z0-9+/]{4,}={0,2})(?![A-Za-z0-9+/=]))",
         confirm=_is_basic_auth,
     ),
-    _pattern("PEM or PGP private key", "private key", r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"),
+    _pattern(
+        "PEM or PGP private key", "private key", r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
+    ),
     _pattern("URL with a password", "://", r"://[^\s/?#:@]*:(?!\*+@|[{<$%])[^\s/?#@]+@"),
-    _pattern("JSON Web Token", "eyj", r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"),
+    _pattern("JSON Web Token", "eyj", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"),
     _pattern("AWS access key id", "akia|asia", r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"),
     _pattern(
         "Azure key", "accountkey=|sharedaccesskey=", r"(?i:\b(?:AccountKey|SharedAccessKey)=)[A-Za-z0-9+/]{40,}={0,2}"
@@ -134,23 +137,30 @@ STRICT_MARKERS: tuple[str, ...] = (
 )
 """What ``strict`` looks for in the ASCII-lower-cased form of keys and strings."""
 
+_MARKED_PATTERNS = tuple((marker, pattern) for pattern in SECRET_PATTERNS for marker in pattern.markers)
+
 # Unicode White_Space, written out: Python's own notion of it adds U+001C to U+001F.
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _MNEMONIC = re.compile(rf"{_SPACE}*[a-z]+(?:{_SPACE}+[a-z]+){{11,23}}{_SPACE}*\Z")
 _NO_KEYS: frozenset[str] = frozenset()
+_SILENT = frozenset({int, float, bool, type(None)})
 
 
 class Rules(Protocol):
-    """One preset's judgement."""
+    """One preset's judgement; ``registered`` are the secrets to be looked for inside texts."""
 
     def is_secret(self, text: str, registered: tuple[str, ...]) -> bool:
         """Tell whether a string, or a key by itself, is secret-bearing."""
 
-    def is_secret_item(self, key: str, value: Any) -> bool:
+    def names_secret(self, key: str, value: Any) -> bool:
         """Tell whether ``key`` makes a secret of ``value``."""
 
-    def may_hold_secret(self, texts: list[str], registered: tuple[str, ...]) -> bool:
-        """Tell quickly whether any of ``texts`` may be secret; never False where :meth:`is_secret` is True."""
+    def may_hold_secret(self, keys: list[str], texts: list[str], registered: tuple[str, ...]) -> bool:
+        """Tell quickly whether a document may hold a secret; never False where one of the others is True.
+
+        :param keys: all keys of the document
+        :param texts: all its strings
+        """
 
 
 class StrictRules:
@@ -161,12 +171,13 @@ class StrictRules:
         lowered = text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
         return any(marker in lowered for marker in STRICT_MARKERS) or _MNEMONIC.match(text) is not None
 
-    def is_secret_item(self, key: str, value: Any) -> bool:  # noqa: ARG002
+    def names_secret(self, key: str, value: Any) -> bool:  # noqa: ARG002
         """Return False: a key is judged by itself."""
         return False
 
-    def may_hold_secret(self, texts: list[str], registered: tuple[str, ...]) -> bool:  # noqa: ARG002
-        """Look for the markers in all texts at once."""
+    def may_hold_secret(self, keys: list[str], texts: list[str], registered: tuple[str, ...]) -> bool:  # noqa: ARG002
+        """Look for the markers in everything at once."""
+        texts = keys + texts
         lowered = "\n".join(texts).lower()
         return any(marker in lowered for marker in STRICT_MARKERS) or any(map(_MNEMONIC.match, texts))
 
@@ -176,22 +187,24 @@ class StandardRules:
 
     def is_secret(self, text: str, registered: tuple[str, ...]) -> bool:
         """Tell whether ``text`` holds a registered secret or matches a pattern."""
-        if any(secret in text for secret in registered):
-            return True
+        for secret in registered:
+            if secret in text:
+                return True
         lowered = text.lower()
-        return any(
-            any(map(pattern.confirm, pattern.rule.finditer(text)))
-            for pattern in SECRET_PATTERNS
-            if any(marker in lowered for marker in pattern.markers)
-        )
+        for marker, pattern in _MARKED_PATTERNS:
+            if marker in lowered and any(map(pattern.confirm, pattern.rule.finditer(text))):
+                return True
+        return False
 
-    def is_secret_item(self, key: str, value: Any) -> bool:
+    def names_secret(self, key: str, value: Any) -> bool:
         """Tell whether ``key`` is a secret's name and ``value`` a string that is neither empty nor masked."""
         return isinstance(value, str) and value.strip("*") != "" and key.lower() in SECRET_KEYS
 
-    def may_hold_secret(self, texts: list[str], registered: tuple[str, ...]) -> bool:
-        """Look for patterns and registered secrets in all texts at once."""
-        return self.is_secret("\n".join(texts), registered)
+    def may_hold_secret(self, keys: list[str], texts: list[str], registered: tuple[str, ...]) -> bool:
+        """Look for key names, patterns and registered secrets in everything at once."""
+        if not SECRET_KEYS.isdisjoint(map(str.lower, keys)):
+            return True
+        return self.is_secret("\n".join(keys + texts), registered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +225,10 @@ class SecretPolicy:
         :raises CanonicalError: ``too_deep``, if ``value`` is nested too deeply to be recorded
         """
         registered = self._registered()
+        keys: list[str] = []
         texts: list[str] = []
-        if not self._gather(value, texts, 0) and not self.rules.may_hold_secret(texts, registered):
+        _gather(value, keys, texts, 0)
+        if not self.rules.may_hold_secret(keys, texts, registered):
             return None
         return next(self._secrets(value, [], registered, allow_keys), None)
 
@@ -241,25 +256,6 @@ class SecretPolicy:
     def _registered(self) -> tuple[str, ...]:
         return tuple(secret for secret in self.known_secrets() if len(secret) >= MIN_REGISTERED_LENGTH)
 
-    def _gather(self, value: Any, texts: list[str], depth: int) -> bool:
-        """Collect keys and strings of ``value``; tell whether a key already makes a secret of its value."""
-        if isinstance(value, str):
-            texts.append(value)
-            return False
-        if isinstance(value, dict):
-            self._check_depth(depth)
-            for key, item in value.items():
-                if isinstance(key, str):
-                    texts.append(key)
-                    if self.rules.is_secret_item(key, item):
-                        return True
-            value = value.values()
-        elif isinstance(value, list | tuple):
-            self._check_depth(depth)
-        else:
-            return False
-        return any(self._gather(item, texts, depth + 1) for item in value)
-
     def _secrets(
         self, value: Any, trail: list[str | int], registered: tuple[str, ...], allow_keys: frozenset[str]
     ) -> Iterator[str]:
@@ -268,38 +264,58 @@ class SecretPolicy:
             if self.rules.is_secret(value, registered):
                 yield json_path(trail)
         elif isinstance(value, dict):
-            for index, (key, item) in enumerate(value.items()):
-                if not isinstance(key, str):
-                    continue
-                if key not in allow_keys and self.rules.is_secret_item(key, item):
-                    yield json_path([*trail, key])
-                elif self._is_refused(key, key, registered, allow_keys):
-                    yield f"{json_path(trail)}[key {index}]"
+            yield from self._secret_keys(value, trail, registered, allow_keys)
             for key, item in value.items():
-                if not (isinstance(item, str) and key in allow_keys and not self._is_registered(item, registered)):
-                    yield from self._secrets(item, [*trail, key], registered, allow_keys)
+                if key not in allow_keys or not isinstance(item, str) or _holds(item, registered):
+                    yield from self._secrets(item, [*trail, str(key)], registered, allow_keys)
         elif isinstance(value, list | tuple):
             for index, item in enumerate(value):
                 yield from self._secrets(item, [*trail, index], registered, allow_keys)
 
-    def _is_refused(self, key: str, text: str, registered: tuple[str, ...], allow_keys: frozenset[str]) -> bool:
-        if key in allow_keys:
-            return self._is_registered(text, registered)
-        return self.rules.is_secret(text, registered)
+    def _secret_keys(
+        self, value: dict[Any, Any], trail: list[str | int], registered: tuple[str, ...], allow_keys: frozenset[str]
+    ) -> Iterator[str]:
+        """Yield the paths of the keys of one object that are secret, by number where the key itself may be one."""
+        for index, (key, item) in enumerate(value.items()):
+            if not isinstance(key, str):
+                continue
+            if key in allow_keys:
+                refused = _holds(key, registered)
+            elif self.rules.names_secret(key, item):
+                yield json_path([*trail, key])
+                continue
+            else:
+                refused = self.rules.is_secret(key, registered)
+            if refused:
+                yield f"{json_path(trail)}[key {index}]"
 
-    @staticmethod
-    def _is_registered(text: str, registered: tuple[str, ...]) -> bool:
-        return any(secret in text for secret in registered)
 
-    @staticmethod
-    def _check_depth(depth: int) -> None:
-        if depth >= MAX_DEPTH:
-            _refuse_depth()
+def _holds(text: str, registered: tuple[str, ...]) -> bool:
+    return any(secret in text for secret in registered)
 
 
-def _refuse_depth() -> NoReturn:
-    msg = f"more than {MAX_DEPTH} arrays and objects inside one another"
-    raise CanonicalError(msg, code="too_deep", details={"path": "$"})
+def _gather(value: Any, keys: list[str], texts: list[str], depth: int) -> None:
+    """Collect all keys and all strings of ``value``."""
+    items: Iterable[Any]
+    if isinstance(value, dict):
+        keys.extend(key for key in value if isinstance(key, str))
+        items = value.values()
+    elif isinstance(value, list | tuple):
+        items = value
+    else:
+        if isinstance(value, str):
+            texts.append(value)
+        return
+    if depth >= MAX_DEPTH:
+        msg = f"more than {MAX_DEPTH} arrays and objects inside one another"
+        raise CanonicalError(msg, code="too_deep", details={"path": "$"})
+    depth += 1
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            texts.append(item)
+        elif kind not in _SILENT:
+            _gather(item, keys, texts, depth)
 
 
 def strict() -> SecretPolicy:

@@ -342,7 +342,7 @@ class OtherRunError(ChildRunError):
     default_code = "run_error"
 
 
-class Interrupt(BaseException):  # noqa: N818 - a signal, not an error of the handler
+class Interrupt(BaseException):
     """Ends a handler without ending its attempt: the attempt stays open for the next owner.
 
     A BaseException, so that no ``except Exception`` of a handler swallows it.

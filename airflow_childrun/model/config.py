@@ -104,7 +104,7 @@ class RetryPolicy(Wire):
         """Return the wait after failure number ``failed_attempt`` (0-based), in microseconds, before jitter."""
         if isinstance(self.backoff, Fixed):
             return self.backoff.delay.us
-        grown = self.backoff.base_delay.us * 2 ** min(failed_attempt, 31)
+        grown: int = self.backoff.base_delay.us << min(failed_attempt, 31)
         return min(self.backoff.max_delay.us, grown)
 
     @property

@@ -132,18 +132,11 @@ def plan_differences(recorded: dict[str, Any], plan: ExecutionPlan, last_entered
 def _topological(states: tuple[StateNode, ...], edges: tuple[Edge, ...]) -> tuple[StateNode, ...]:
     """Sort by Kahn's algorithm with a FIFO queue, in order of declaration."""
     if not states:
-        raise InvalidPlanError("the plan has no states; an operation needs at least one")
-    nodes: dict[str, StateNode] = {}
-    for node in states:
-        if node.id in nodes:
-            raise InvalidPlanError(f"two states are called {node.id!r}", details={"state_id": node.id})
-        nodes[node.id] = node
-    waiting = dict.fromkeys(nodes, 0)
-    for edge in edges:
-        for end in (edge.source, edge.target):
-            if end not in nodes:
-                raise InvalidPlanError(f"an edge names the state {end!r}, which is not in the plan")
-        waiting[edge.target] += 1
+        raise InvalidPlanError(
+            "the plan has no states; an operation needs at least one", code="empty_state_graph", category="ParsingInput"
+        )
+    nodes = _named(states)
+    waiting = _indegrees(nodes, edges)
     ready = deque(name for name, count in waiting.items() if count == 0)
     order: list[StateNode] = []
     while ready:
@@ -158,3 +151,28 @@ def _topological(states: tuple[StateNode, ...], edges: tuple[Edge, ...]) -> tupl
         cycle = sorted(name for name, count in waiting.items() if count > 0)
         raise InvalidPlanError(f"the states {', '.join(cycle)} wait for each other", details={"cycle": cycle})
     return tuple(order)
+
+
+def _named(states: tuple[StateNode, ...]) -> dict[str, StateNode]:
+    nodes: dict[str, StateNode] = {}
+    for node in states:
+        if node.id in nodes:
+            raise InvalidPlanError(
+                f"two states are called {node.id!r}", code="duplicate_state_id", category="ParsingInput"
+            )
+        nodes[node.id] = node
+    return nodes
+
+
+def _indegrees(nodes: dict[str, StateNode], edges: tuple[Edge, ...]) -> dict[str, int]:
+    waiting = dict.fromkeys(nodes, 0)
+    for edge in edges:
+        for end in (edge.source, edge.target):
+            if end not in nodes:
+                raise InvalidPlanError(
+                    f"an edge names the state {end!r}, which is not in the plan",
+                    code="missing_state_for_edge",
+                    category="ParsingInput",
+                )
+        waiting[edge.target] += 1
+    return waiting

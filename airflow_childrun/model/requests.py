@@ -14,8 +14,8 @@ from airflow_childrun.model.wire import Wire
 SPAWN = "machine.child_run.spawn"
 AWAIT = "machine.child_run.await"
 GROUP = "machine.child_run"
-SPAWN_KIND = "child_run_spawn_v1"
-AWAIT_KIND = "child_run_await_v1"
+SPAWN_KIND: Literal["child_run_spawn_v1"] = "child_run_spawn_v1"
+AWAIT_KIND: Literal["child_run_await_v1"] = "child_run_await_v1"
 
 ClosePolicy = Literal["cancel", "abandon"]
 
@@ -24,7 +24,6 @@ class SpawnRequest(Wire):
     """``{"kind", "op_id", "op_version", "op_config", "input", "run_config", "initial_context"}``.
 
     :param parent_close_policy: what becomes of the child when its parent fails; absent (V1): ``abandon``
-    :param compact: the await's fact keeps status, snapshot id and output, not the whole snapshot
     """
 
     _added = frozenset({"parent_close_policy"})

@@ -216,7 +216,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event as it was stored.
+    r"""An event as it was stored.
 
     :param body: canonical JSON bytes
     :param hash: ``SHA256("childrun/event/v1\\0" || run_id || seq || recorded_at || previous hash || body_digest)``

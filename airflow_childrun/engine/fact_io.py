@@ -1,0 +1,428 @@
+"""IO of a handler: recorded once, answered from the record ever after. Live and replay differ only in what is not recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID, uuid5
+
+from airflow_childrun.canonical import artifact_id, canonical_json_bytes, decode_stored
+from airflow_childrun.engine.facts import Fact, FactIndex
+from airflow_childrun.engine.ports import (
+    Binding,
+    Extras,
+    IoCall,
+    IoResult,
+    Journal,
+    Reply,
+    RunIdentity,
+    Superseded,
+    Transport,
+    Waits,
+)
+from airflow_childrun.errors import (
+    CanonicalError,
+    ChildRunError,
+    IoError,
+    MissingFactError,
+    MissingFactKeyError,
+    OtherIoError,
+    RateLimitedError,
+    SecretsDetectedError,
+    TransportError,
+)
+from airflow_childrun.ids import GENERATION_SEPARATOR, key_digest
+from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent
+from airflow_childrun.secret_policy import SecretPolicy
+from airflow_childrun.store.api import Artifact
+from airflow_childrun.store.codec import request_digest
+
+FACT_PAYLOAD = "FactPayload"
+
+_KINDS: dict[str, type[IoError]] = {
+    cls.kind: cls for cls in (MissingFactKeyError, MissingFactError, TransportError, RateLimitedError, OtherIoError)
+}
+
+
+class Sources(Protocol):
+    """Where values that no transport gives come from."""
+
+    def now_us(self) -> int:
+        """Return the wall clock in microseconds UTC."""
+
+    def random_bytes(self, size: int) -> bytes:
+        """Return random bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the IO of one attempt stands on."""
+
+    identity: RunIdentity
+    state_id: str
+    facts: FactIndex
+    journal: Journal
+    policy: SecretPolicy
+
+
+class FactIo:
+    """What both kinds of IO share: keys are checked, then what is recorded under them is returned."""
+
+    def __init__(self, scene: Scene, binding: Binding) -> None:
+        self._scene = scene
+        self._binding = binding
+        self._ordinal = 0
+
+    def call(self, call: IoCall) -> IoResult:
+        """Ask the world once; see :class:`~airflow_childrun.engine.ports.IoProvider`."""
+        return self.call_many([call])[0] if call.fact_key is not None else self._unkeyed(call)
+
+    def call_many(self, calls: Sequence[IoCall]) -> list[IoResult]:
+        """Ask the world several times; the answers become durable together.
+
+        :raises IoError: what is recorded or refused for the first call that fails
+        """
+        results: list[IoResult | None] = [None] * len(calls)
+        missing: list[tuple[int, IoCall, str]] = []
+        for index, call in enumerate(calls):
+            self._check_key(call.fact_key)
+            digest = self._digest(call)
+            found = self._recorded(call.fact_key or "", digest, call)
+            if found is None:
+                missing.append((index, call, digest))
+            else:
+                results[index] = found
+        if missing:
+            answers = self._obtain([(call, digest) for _, call, digest in missing])
+            for (index, _, _), answer in zip(missing, answers, strict=True):
+                results[index] = answer
+        return [result for result in results if result is not None]
+
+    def record_value(self, key: str, value: Any) -> str:
+        """Record a value under a key and return its artifact id.
+
+        :raises OtherIoError: code ``fact_payload_conflict``, if another value stands under the key
+        """
+        self._check_key(key)
+        fact = self._scene.facts.find(key)
+        body = self._payload(value)
+        if fact is None:
+            return self._record(key, body, request_digest("record_value", None))
+        if fact.error is not None:
+            raise _error_of(fact)
+        recorded = fact.payload_id or ""
+        if fact.request_digest is not None and recorded != artifact_id(body):
+            raise OtherIoError(
+                f"another value is recorded under the key {key!r}; give the new value another key",
+                code="fact_payload_conflict",
+                category="Storage",
+            )
+        return recorded
+
+    def find_fact(self, key: str) -> str | None:
+        """Return the artifact id of the answer recorded under a key, or None."""
+        fact = self._scene.facts.find(key)
+        return None if fact is None else fact.payload_id
+
+    def now_millis(self) -> int:
+        """Return the recorded time in milliseconds since 1970-01-01 UTC."""
+        value = decode_stored(self._derived("now_millis", self._fresh_time))
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise OtherIoError("the recorded time is not a whole number", code="fact_payload_invalid")
+        return value
+
+    def random_bytes(self, size: int) -> bytes:
+        """Return recorded random bytes."""
+        body = self._derived("random_bytes", lambda: self._fresh_bytes(size))
+        if len(body) != size:
+            raise OtherIoError(
+                f"{len(body)} random bytes are recorded here, {size} were asked for", code="fact_payload_invalid"
+            )
+        return body
+
+    def idempotency_token(self, key: str) -> str:
+        """Return the token of the outside call under a key; see :class:`~airflow_childrun.engine.ports.IoProvider`."""
+        number = self._scene.facts.supersessions(key)
+        return str(token(self._scene.identity.chain_id, key, number))
+
+    def _derived(self, kind: str, fresh: Callable[[], bytes]) -> bytes:
+        scene = self._scene
+        key = f"mfm:{kind}|run:{scene.identity.chain_id}|state:{scene.state_id}|ord:{self._ordinal}"
+        self._ordinal += 1
+        fact = scene.facts.find(key)
+        if fact is not None and fact.payload_id is not None:
+            return scene.journal.read_artifact(fact.payload_id)
+        body = fresh()
+        self._record(key, body, request_digest(kind, None))
+        return body
+
+    def _recorded(self, key: str, digest: str, call: IoCall) -> IoResult | None:
+        """Return what is recorded under a key for this request; None if nothing is, or if it is to be replaced."""
+        fact = self._scene.facts.find(key)
+        if fact is None:
+            return None
+        if fact.request_digest is not None and fact.request_digest != digest:
+            if self._may_supersede(fact):
+                return None
+            raise self._mismatch(fact, call)
+        if fact.error is not None:
+            raise _error_of(fact)
+        body = self._scene.journal.read_artifact(fact.payload_id or "")
+        return IoResult(_decode(body), fact.payload_id)
+
+    def _check_key(self, key: str | None) -> None:
+        if key is None:
+            return
+        if self._scene.policy.is_secret_text(key):
+            raise OtherIoError("the fact key looks like a secret; name the fact otherwise", code="secrets_detected")
+        try:
+            key_digest(key)
+        except ChildRunError as error:
+            raise OtherIoError(error.info.message, code=error.code, category="ParsingInput") from None
+
+    def _payload(self, value: Any, allow_keys: frozenset[str] = frozenset()) -> bytes:
+        """Return the bytes to record.
+
+        :raises OtherIoError: codes ``secrets_detected``, ``fact_payload_not_canonical``
+        """
+        try:
+            self._scene.policy.check(value, f"what {self._scene.state_id} is to record", allow_keys)
+            return canonical_json_bytes(value)
+        except SecretsDetectedError as error:
+            raise OtherIoError(error.info.message, code=error.code, details=error.info.details) from None
+        except CanonicalError as error:
+            raise OtherIoError(
+                f"what is to be recorded is not canonical JSON: {error.info.message}",
+                code="fact_payload_not_canonical",
+                category="ParsingInput",
+                details=error.info.details,
+            ) from None
+
+    def _mismatch(self, fact: Fact, call: IoCall) -> IoError:
+        if call.local is not None:
+            return request_mismatch(call)
+        recorded = None if fact.payload_id is None else _decode(self._scene.journal.read_artifact(fact.payload_id))
+        return self._binding.mismatch(call, recorded)
+
+    def _unkeyed(self, call: IoCall) -> IoResult:
+        raise NotImplementedError
+
+    def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
+        raise NotImplementedError
+
+    def _record(self, key: str, body: bytes, digest: str) -> str:
+        raise NotImplementedError
+
+    def _digest(self, call: IoCall) -> str:
+        if call.local is None:
+            return self._binding.request_digest(call)
+        return bound_digest(call)
+
+    def _may_supersede(self, fact: Fact) -> bool:
+        raise NotImplementedError
+
+    def _fresh_time(self) -> bytes:
+        raise NotImplementedError
+
+    def _fresh_bytes(self, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class LiveIo(FactIo):
+    """Asks the world, and makes each answer durable before the handler sees it."""
+
+    def __init__(self, scene: Scene, transport: Transport, sources: Sources, waits: Waits) -> None:
+        super().__init__(scene, transport)
+        self._transport = transport
+        self._sources = sources
+        self._waits = waits
+
+    def _unkeyed(self, call: IoCall) -> IoResult:
+        self._scene.journal.before_call()
+        return IoResult(self._transport.perform(call).response, None)
+
+    def _may_supersede(self, fact: Fact) -> bool:
+        return self._scene.facts.may_supersede(fact)
+
+    def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
+        """Perform, then record all answers in one commit; an error is recorded with the answers before it."""
+        recorded: list[tuple[DomainEvent, ...]] = []
+        replies: list[tuple[Reply, Artifact]] = []
+        failure: IoError | None = None
+        for call, digest in calls:
+            try:
+                reply, payload = self._perform(call)
+            except IoError as error:
+                recorded.append((self._failed_event(call, digest, error),))
+                failure = error
+                break
+            replies.append((reply, payload))
+            recorded.append((self._recorded_event(call, digest, reply, payload.id), *reply.linkage))
+        self._append(recorded, replies)
+        if failure is not None:
+            raise failure
+        return [IoResult(_decode(payload.body), payload.id) for _, payload in replies]
+
+    def _perform(self, call: IoCall) -> tuple[Reply, Artifact]:
+        scene = self._scene
+        scene.journal.before_call()
+        if call.local is not None:
+            reply = Reply(call.local(self._waits))
+        else:
+            reply = self._transport.perform(call, self._superseded(call.fact_key or ""))
+        return reply, scene.journal.artifact(FACT_PAYLOAD, self._payload(reply.response, call.allow_keys))
+
+    def _superseded(self, key: str) -> Superseded | None:
+        """Return the living fact under a key, which this call replaces since its request is another."""
+        fact = self._scene.facts.find(key)
+        if fact is None:
+            return None
+        body = self._scene.journal.read_artifact(fact.payload_id) if fact.payload_id else b"null"
+        return Superseded(self._scene.facts.next_supersession(key), _decode(body))
+
+    def _append(self, recorded: list[tuple[DomainEvent, ...]], replies: list[tuple[Reply, Artifact]]) -> None:
+        events = [event for group in recorded for event in group]
+        if not events:
+            return
+        extras = Extras(
+            artifacts=tuple(part for reply, payload in replies for part in (payload, *reply.artifacts)),
+            steps=tuple(step for reply, _ in replies for step in reply.steps),
+            posts=tuple(post for reply, _ in replies for post in reply.posts),
+        )
+        self._scene.journal.append(events, extras)
+        for reply, _ in replies:
+            if reply.after is not None:
+                reply.after()
+
+    def _recorded_event(self, call: IoCall, digest: str, reply: Reply, payload_id: str) -> DomainEvent:
+        key = call.fact_key or ""
+        meta = {"request_digest": digest, **reply.meta, **self._supersedes(key)}
+        return DomainEvent(name=FACT_RECORDED, payload={"key": key, "payload_id": payload_id, "meta": meta})
+
+    def _failed_event(self, call: IoCall, digest: str, error: IoError) -> DomainEvent:
+        key = call.fact_key or ""
+        info = self._scene.policy.redact_info(error.info)
+        return DomainEvent(
+            name=FACT_FAILED,
+            payload={
+                "key": key,
+                "request_digest": digest,
+                "error": {"kind": error.kind, **info.to_json()},
+                "meta": {"request_digest": digest, "kind": error.kind, **self._supersedes(key)},
+            },
+        )
+
+    def _supersedes(self, key: str) -> dict[str, int]:
+        facts = self._scene.facts
+        number = facts.supersessions(key) if facts.find(key) is None else facts.next_supersession(key)
+        return {"supersedes": number} if number else {}
+
+    def _record(self, key: str, body: bytes, digest: str) -> str:
+        artifact = self._scene.journal.artifact(FACT_PAYLOAD, body)
+        payload = {"key": key, "payload_id": artifact.id, "meta": {"request_digest": digest}}
+        event = DomainEvent(name=FACT_RECORDED, payload=payload)
+        self._scene.journal.append([event], Extras(artifacts=(artifact,)))
+        return artifact.id
+
+    def sleep(self, key: str, delay_us: int) -> None:
+        """Wait durably; a wait that is over is not waited again."""
+        self._check_key(key)
+        opened = self._waits.find(key)
+        if opened is None:
+            self._waits.pause(key, 1, delay_us)
+        else:
+            self._waits.resume(opened[1])
+
+    def _fresh_time(self) -> bytes:
+        return canonical_json_bytes(self._sources.now_us() // 1000)
+
+    def _fresh_bytes(self, size: int) -> bytes:
+        return self._sources.random_bytes(size)
+
+
+class ReplayIo(FactIo):
+    """Answers from the record alone; what is not recorded is an error.
+
+    :param retryable: whether a missing fact may be asked for again (``replay_missing_fact_retryable``)
+
+    """
+
+    def __init__(self, scene: Scene, binding: Binding, *, retryable: bool = False) -> None:
+        super().__init__(scene, binding)
+        self._retryable = retryable
+
+    def _unkeyed(self, call: IoCall) -> IoResult:
+        raise MissingFactKeyError(f"replay cannot answer a call to {call.namespace} without a fact key")
+
+    def _may_supersede(self, fact: Fact) -> bool:
+        return False
+
+    def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
+        raise self._missing(calls[0][0].fact_key or "")
+
+    def sleep(self, key: str, delay_us: int) -> None:
+        """Replay waits for nothing."""
+
+    def _record(self, key: str, body: bytes, digest: str) -> str:
+        raise self._missing(key)
+
+    def _fresh_time(self) -> bytes:
+        raise self._missing("now_millis")
+
+    def _fresh_bytes(self, size: int) -> bytes:
+        raise self._missing("random_bytes")
+
+    def _missing(self, key: str) -> MissingFactError:
+        return MissingFactError(
+            f"no fact is recorded under the key {key!r}", retryable=self._retryable, details={"key": key}
+        )
+
+
+def token(chain_id: UUID, key: str, number: int) -> UUID:
+    """Return the idempotency token of the call under ``key``, ``number`` times replaced."""
+    return uuid5(chain_id, GENERATION_SEPARATOR.join(("token", hashlib.sha256(key.encode()).hexdigest(), str(number))))
+
+
+def bound_digest(call: IoCall) -> str:
+    """Return the digest of namespace and request.
+
+    :raises OtherIoError: code ``fact_request_not_canonical``
+    """
+    try:
+        return request_digest(call.namespace, call.request)
+    except CanonicalError as error:
+        raise OtherIoError(
+            f"the request to {call.namespace} is not canonical JSON: {error.info.message}",
+            code="fact_request_not_canonical",
+            category="ParsingInput",
+            details=error.info.details,
+        ) from None
+
+
+def request_mismatch(call: IoCall) -> OtherIoError:
+    """Return the error for a key that answers another request."""
+    return OtherIoError(
+        f"the key {call.fact_key!r} answers another request to {call.namespace}; the code between steps must ask the "
+        "same under the same key on every try, so give the new request another key",
+        code="fact_request_mismatch",
+        category="ParsingInput",
+    )
+
+
+def _error_of(fact: Fact) -> IoError:
+    info = fact.error
+    if info is None:
+        raise AssertionError(fact.key)
+    cls = _KINDS.get(str(fact.meta.get("kind")), OtherIoError)
+    return cls(info.message, code=info.code, category=info.category, retryable=info.retryable, details=info.details)
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return decode_stored(body)
+    except CanonicalError:
+        raise OtherIoError(
+            "a recorded answer is not JSON; run `childrun verify`", code="fact_payload_decode_failed"
+        ) from None

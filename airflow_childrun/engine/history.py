@@ -1,0 +1,299 @@
+"""The fold: from the events of a run to what they mean. Refuses a stream that no engine can have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun.engine.facts import FactIndex, Position, fact_of
+from airflow_childrun.errors import InvalidHistoryError
+from airflow_childrun.model.events import (
+    CHILD_RUN_SPAWNED,
+    FACT_FAILED,
+    FACT_RECORDED,
+    HOST_TRY,
+    INBOX_CONSUMED,
+    WAIT_OPENED,
+    DomainEvent,
+    Event,
+    RunCompleted,
+    RunStarted,
+    StateCompleted,
+    StateEntered,
+    StateFailed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A try of a state; ``number`` is 0-based."""
+
+    state_id: str
+    number: int
+    base_snapshot_id: str
+    entered: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A state that completed."""
+
+    state_id: str
+    at: Position
+    base_snapshot_id: str
+    snapshot_id: str
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """A real failure of a handler."""
+
+    attempt: Attempt
+    event: StateFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """An opened wait: ``until`` in microseconds UTC; ``number`` counts the waits under its key."""
+
+    key: str
+    number: int
+    until: int
+    at: Position
+    state_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLink:
+    """A child that the stream says was spawned."""
+
+    child_run_id: UUID
+    fact_key: str | None
+    generation: int
+    at: Position
+
+
+@dataclass
+class RunHistory:
+    """What the events of one run mean, together with those of the runs that it continues.
+
+    :param checkpoint_id: the last good snapshot
+    :param last_failure: by state, its last real failure in this run
+    :param failures: by state, how many real failures in this run
+    :param recoveries: processes that died over this run since it last moved
+    """
+
+    run_id: UUID
+    chain_id: UUID
+    segment: int = 0
+    head: int = 0
+    started: RunStarted | None = None
+    finished: RunCompleted | None = None
+    checkpoint_id: str = ""
+    completed: dict[str, Completion] = field(default_factory=dict)
+    open_attempt: Attempt | None = None
+    last_attempt: dict[str, int] = field(default_factory=dict)
+    last_failure: dict[str, FailedAttempt] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    last_entered: str | None = None
+    recoveries: int = 0
+    is_waiting: bool = False
+    facts: FactIndex = field(default_factory=FactIndex)
+    waits: dict[str, Wait] = field(default_factory=dict)
+    children: list[ChildLink] = field(default_factory=list)
+    inbox_consumed: int = 0
+    host_tries: list[dict[str, Any]] = field(default_factory=list)
+    _last_fact_key: str | None = None
+
+    @property
+    def start(self) -> RunStarted:
+        """The first event."""
+        if self.started is None:
+            raise self._refuse("missing_run_started", "the stream does not begin with RunStarted")
+        return self.started
+
+    @property
+    def is_v1(self) -> bool:
+        """Whether the original engine wrote the first event."""
+        return self.start.engine is None
+
+    def apply(self, seq: int, event: Event) -> None:
+        """Take the next event in.
+
+        :raises InvalidHistoryError: if it cannot follow
+        """
+        if seq != self.head + 1:
+            raise self._refuse("invalid_attempt_envelopes", f"event {seq} follows event {self.head}", seq)
+        if self.finished is not None:
+            raise self._refuse("invalid_attempt_envelopes", "an event follows the end of the run", seq)
+        if isinstance(event, RunStarted) != (seq == 1):
+            code = "missing_run_started" if seq == 1 else "invalid_attempt_envelopes"
+            raise self._refuse(code, "RunStarted must be the first event, and only that", seq)
+        self.head = seq
+        match event:
+            case RunStarted():
+                self._on_started(event)
+            case StateEntered():
+                self._on_entered(event)
+            case StateCompleted():
+                self._on_completed(event)
+            case StateFailed():
+                self._on_failed(event)
+            case RunCompleted():
+                self._on_finished(event)
+            case DomainEvent():
+                self._on_domain(event)
+
+    def _on_started(self, event: RunStarted) -> None:
+        self.started = event
+        self.checkpoint_id = event.initial_snapshot_id
+
+    def _on_entered(self, event: StateEntered) -> None:
+        if self.open_attempt is not None:
+            if not self.is_v1:
+                raise self._refuse("invalid_attempt_envelopes", "a state was entered while another attempt was open")
+            self.recoveries += 1
+        if event.state_id in self.completed:
+            raise self._refuse("invalid_attempt_envelopes", f"{event.state_id} was entered again after it completed")
+        if event.attempt <= self.last_attempt.get(event.state_id, -1):
+            raise self._refuse("invalid_attempt_envelopes", f"attempt {event.attempt} of {event.state_id} came twice")
+        if event.base_snapshot_id != self.checkpoint_id:
+            raise self._refuse("invalid_attempt_envelopes", f"{event.state_id} did not begin at the last checkpoint")
+        self.open_attempt = Attempt(event.state_id, event.attempt, event.base_snapshot_id, self._here)
+        self.last_attempt[event.state_id] = event.attempt
+        self.last_entered = event.state_id
+        self.is_waiting = False
+
+    def _on_completed(self, event: StateCompleted) -> None:
+        attempt = self._close(event.state_id)
+        self.completed[event.state_id] = Completion(
+            event.state_id, self._here, attempt.base_snapshot_id, event.context_snapshot_id, event.skipped
+        )
+        self.checkpoint_id = event.context_snapshot_id
+        self.recoveries = 0
+
+    def _on_failed(self, event: StateFailed) -> None:
+        attempt = self._close(event.state_id)
+        if not event.is_real:
+            self.recoveries += event.recovered != "released"
+            return
+        self.last_failure[event.state_id] = FailedAttempt(attempt, event)
+        self.failures[event.state_id] = self.failures.get(event.state_id, 0) + 1
+        self.facts.forget_errors_of(event.state_id, self._here)
+        self._forget_waits()
+
+    def _on_finished(self, event: RunCompleted) -> None:
+        if self.open_attempt is not None:
+            raise self._refuse("invalid_attempt_envelopes", "the run ended while an attempt was open")
+        self.finished = event
+
+    def _on_domain(self, event: DomainEvent) -> None:
+        self.is_waiting = event.name == WAIT_OPENED
+        state_id = self.open_attempt.state_id if self.open_attempt else None
+        match event.name:
+            case name if name in (FACT_RECORDED, FACT_FAILED):
+                fact = fact_of(event, self._here, state_id)
+                if fact is not None:
+                    self.facts.add(fact)
+                    self._last_fact_key = fact.key
+                    self.recoveries = 0
+            case name if name == WAIT_OPENED:
+                wait = event.payload
+                self.waits[wait["key"]] = Wait(wait["key"], wait["try"], wait["until"], self._here, state_id)
+            case name if name == CHILD_RUN_SPAWNED:
+                self._on_spawned(event.payload)
+            case name if name == INBOX_CONSUMED:
+                self.inbox_consumed = event.payload["n"]
+            case name if name == HOST_TRY:
+                self.host_tries.append(event.payload)
+            case _:
+                pass
+
+    def _on_spawned(self, payload: dict[str, Any]) -> None:
+        key = payload.get("fact_key", self._last_fact_key)
+        self.children.append(ChildLink(UUID(payload["child_run_id"]), key, payload.get("generation", 1), self._here))
+
+    def _close(self, state_id: str) -> Attempt:
+        attempt = self.open_attempt
+        if attempt is None:
+            raise self._refuse("terminal_without_entered", f"{state_id} ended without having been entered")
+        if attempt.state_id != state_id:
+            raise self._refuse("invalid_attempt_envelopes", f"{state_id} ended while {attempt.state_id} was open")
+        self.open_attempt = None
+        self.is_waiting = False
+        return attempt
+
+    def _forget_waits(self) -> None:
+        """Forget the waits of the failed attempt, but those under keys that a fact has answered."""
+        kept = {}
+        for key, wait in self.waits.items():
+            fact = self.facts.find(key)
+            if fact is not None or wait.state_id in self.completed:
+                kept[key] = wait
+        self.waits = kept
+
+    @property
+    def _here(self) -> Position:
+        return (self.segment, self.head)
+
+    def _refuse(self, code: str, what: str, seq: int | None = None) -> InvalidHistoryError:
+        at = self.head if seq is None else seq
+        return InvalidHistoryError(
+            f"the history of run {self.run_id} is broken at event {at}: {what}; run `childrun verify {self.run_id}`",
+            code=code,
+            details={"run_id": str(self.run_id), "seq": at},
+        )
+
+
+Stream = tuple[UUID, Sequence[tuple[int, Event]]]
+"""A run's id and its numbered events."""
+
+
+def fold(run_id: UUID, events: Iterable[tuple[int, Event]]) -> RunHistory:
+    """Fold the events of a run that continues no other.
+
+    :raises InvalidHistoryError: if no engine can have written them
+    """
+    return fold_chain([(run_id, list(events))])
+
+
+def fold_chain(streams: Sequence[Stream]) -> RunHistory:
+    """Fold a chain of generations, first to last, each cut where the next one continues it.
+
+    :raises InvalidHistoryError: if no engine can have written them
+    """
+    history: RunHistory | None = None
+    for run_id, events in streams:
+        history = RunHistory(run_id, run_id) if history is None else _continued(history, run_id)
+        for seq, event in events:
+            history.apply(seq, event)
+    if history is None or history.started is None:
+        run_id = streams[-1][0]
+        raise InvalidHistoryError(
+            f"the history of run {run_id} has no RunStarted; run `childrun verify {run_id}`", code="missing_run_started"
+        )
+    return history
+
+
+def _continued(before: RunHistory, run_id: UUID) -> RunHistory:
+    """Return the history of the next generation before its first event: what is done stays done, failures are forgotten."""
+    segment = before.segment + 1
+    failed = before.open_attempt.state_id if before.open_attempt else before.last_entered
+    facts = replace(before.facts)
+    if failed is not None and failed not in before.completed:
+        facts.forget_errors_of(failed, (segment, 0))
+    facts.forget_unhappy_awaits((segment, 0))
+    return RunHistory(
+        run_id,
+        before.chain_id,
+        segment=segment,
+        checkpoint_id=before.checkpoint_id,
+        completed=dict(before.completed),
+        facts=facts,
+        waits={key: wait for key, wait in before.waits.items() if wait.state_id in before.completed},
+        children=list(before.children),
+        last_entered=before.last_entered,
+    )

@@ -1,0 +1,181 @@
+"""The ports of an attempt: what a handler may ask of the world, and what the engine asks of its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from airflow_childrun.errors import IoError
+from airflow_childrun.model.events import DomainEvent, Event
+from airflow_childrun.store.api import Artifact, InboxPost, RunStep
+
+
+class Waits(Protocol):
+    """Durable waiting: a wait opens with an event, and whoever re-enters waits the rest. Holds no slot."""
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        """Return number and end (microseconds UTC) of the last wait opened under a key, or None."""
+
+    def pause(self, key: str, number: int, delay_us: int) -> None:
+        """Open wait ``number`` under a key, and wait."""
+
+    def resume(self, until_us: int) -> None:
+        """Wait what is left of a wait that was opened before."""
+
+    def jitter(self, delay_us: int, percent: int) -> int:
+        """Return a delay of which ``percent`` is random."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoCall:
+    """A request to the outside world: ``namespace`` chooses the transport, ``fact_key`` makes the answer a fact.
+
+    :param allow_keys: names of keys in the answer that the secret policy lets through
+    :param local: what answers instead of a transport: a Python step
+    """
+
+    namespace: str
+    request: Any
+    fact_key: str | None = None
+    allow_keys: frozenset[str] = frozenset()
+    local: Callable[[Waits], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IoResult:
+    """An answer, and under which artifact id it is recorded (None without a key)."""
+
+    response: Any
+    recorded_payload_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A transport's answer, and what has to become durable in the same commit as its fact.
+
+    :param response: JSON
+    :param meta: goes into the fact event beside the payload, never into the payload
+    :param linkage: events that follow the fact in the caller's stream
+    :param steps: what the commit does to other runs
+    :param after: called once the commit is durable
+    """
+
+    response: Any
+    meta: dict[str, Any] = field(default_factory=dict)
+    linkage: tuple[DomainEvent, ...] = ()
+    steps: tuple[RunStep, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    posts: tuple[InboxPost, ...] = ()
+    after: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The fact that a call replaces: ``number`` counts the replacements under its key, from 1."""
+
+    number: int
+    payload: Any
+
+
+class Binding(Protocol):
+    """The pure half of a transport: what binds an answer to its request. Replay needs nothing more."""
+
+    def request_digest(self, call: IoCall) -> str:
+        """Return the digest of what could change the answer; the fact keeps it.
+
+        :raises IoError: if the request alone tells that it cannot be served
+        """
+
+    def mismatch(self, call: IoCall, recorded: Any) -> IoError:
+        """Return the error for a request that differs from the one whose answer is ``recorded`` under its key."""
+
+
+class Transport(Binding, Protocol):
+    """What stands behind namespaces. One instance serves one attempt."""
+
+    def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
+        """Ask the world.
+
+        :raises IoError: what the world, or the way to it, has against the request
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an append carries beside its events."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    steps: tuple[RunStep, ...] = ()
+    posts: tuple[InboxPost, ...] = ()
+
+
+NO_EXTRAS = Extras()
+
+
+class Journal(Protocol):
+    """The pen of a run's owner: appends to its stream, and reads what the stream refers to.
+
+    Failures to write are :class:`~airflow_childrun.errors.Interrupt`, not errors: they leave the attempt open.
+    """
+
+    def append(self, events: Sequence[Event], extras: Extras = NO_EXTRAS) -> None:
+        """Make the events durable, all or none."""
+
+    def read_artifact(self, artifact_id: str) -> bytes:
+        """Return an artifact of the run's tree."""
+
+    def artifact(self, kind: str, body: bytes) -> Artifact:
+        """Make an artifact of the run's tree; stored by the append that carries it."""
+
+    def before_call(self) -> None:
+        """Raise an Interrupt if the run may not act on the world any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Who a run is.
+
+    :param chain_id: the run at the start of its chain of generations: owner of its slots, tokens and derived keys
+    """
+
+    run_id: UUID
+    chain_id: UUID
+    root_run_id: UUID
+    depth: int
+
+
+class IoProvider(Protocol):
+    """What a handler sees of the world."""
+
+    def call(self, call: IoCall) -> IoResult:
+        """Ask the world once; with a fact key, a recorded answer is returned without asking again."""
+
+    def call_many(self, calls: Sequence[IoCall]) -> list[IoResult]:
+        """Like :meth:`call` for several keyed calls whose answers become durable together."""
+
+    def record_value(self, key: str, value: Any) -> str:
+        """Record a value under a key and return its artifact id."""
+
+    def find_fact(self, key: str) -> str | None:
+        """Return the artifact id of the answer recorded under a key, or None."""
+
+    def now_millis(self) -> int:
+        """Return the time, recorded, in milliseconds since 1970-01-01 UTC."""
+
+    def random_bytes(self, size: int) -> bytes:
+        """Return random bytes, recorded."""
+
+    def sleep(self, key: str, delay_us: int) -> None:
+        """Wait durably."""
+
+    def idempotency_token(self, key: str) -> str:
+        """Return a token for the outside call under ``key``: the same after a crash, another where a fact is replaced."""
+
+
+class Recorder(Protocol):
+    """What a handler may write into the stream beside facts."""
+
+    def emit(self, name: str, payload: Any) -> None:
+        """Record a domain event."""

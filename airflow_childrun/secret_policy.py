@@ -91,7 +91,9 @@ SECRET_PATTERNS: tuple[_Pattern, ...] = (
         "PEM or PGP private key", "private key", r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
     ),
     _pattern("URL with a password", "://", r"://[^\s/?#:@]*:(?!\*+@|[{<$%])[^\s/?#@]+@"),
-    _pattern("JSON Web Token", "eyj", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"),
+    _pattern(
+        "JSON Web Token", "eyj", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"
+    ),
     _pattern("AWS access key id", "akia|asia", r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"),
     _pattern(
         "Azure key", "accountkey=|sharedaccesskey=", r"(?i:\b(?:AccountKey|SharedAccessKey)=)[A-Za-z0-9+/]{40,}={0,2}"

@@ -13,7 +13,7 @@ def cursor_of(row: RunRow) -> str:
     return f"{row.created_at}-{row.run_id.hex}"
 
 
-def position_of(cursor: str | None) -> tuple[int, bytes] | None:
+def position_of(cursor: str | None) -> tuple[int, UUID] | None:
     """Return creation time and id of the row that a cursor stands behind.
 
     :raises InputError: code ``input_invalid``, if it is no cursor of ours
@@ -22,6 +22,6 @@ def position_of(cursor: str | None) -> tuple[int, bytes] | None:
         return None
     created_at, _, run_id = cursor.partition("-")
     try:
-        return int(created_at), UUID(hex=run_id).bytes
+        return int(created_at), UUID(hex=run_id)
     except ValueError:
         raise InputError(f"cursor {cursor!r} is none that find_runs returned; pass RunPage.cursor back") from None

@@ -85,7 +85,7 @@ class MemoryStore:
         """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
         after = position_of(cursor)
         found = [
-            row for row in self._select(_matcher(where)) if after is None or (row.created_at, row.run_id.bytes) > after
+            row for row in self._select(_matcher(where)) if after is None or (row.created_at, row.run_id) > after
         ]
         rows = tuple(found[:limit])
         return RunPage(rows, cursor_of(rows[-1]) if rows and len(found) > limit else None)
@@ -209,7 +209,7 @@ class MemoryStore:
         now = self._clock.now_us()
         with self._lock:
             rows = [self._seen(stored, now) for stored in self._runs.values()]
-        return sorted(filter(matches, rows), key=lambda row: (row.created_at, row.run_id.bytes))
+        return sorted(filter(matches, rows), key=lambda row: (row.created_at, row.run_id))
 
 
 def _matcher(where: RunFilter) -> Callable[[RunRow], bool]:

@@ -1,0 +1,127 @@
+"""How a run's row follows from its events, and from nothing else: computed at every commit, and again to verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun.errors import CorruptionError
+from airflow_childrun.ids import child_run_id
+from airflow_childrun.model.events import Event, RunCompleted, RunStarted, StateCompleted, StateEntered, StateFailed
+from airflow_childrun.store.api import Moves, RunRow, RunStatus, StoredEvent
+from airflow_childrun.store.codec import decode_event
+
+
+def moves_of(events: Sequence[Event]) -> Moves:
+    """Return how the row moves with these events, whatever stood before them and wherever commits were cut.
+
+    ``error_code`` is that of the last failed attempt until the state succeeds or the run ends otherwise than Failed; a
+    ``RunCompleted`` whose reason has a code brings its own. ``wake_at`` is when a failed state may be tried again.
+    """
+    draft = _Draft()
+    for index, event in enumerate(events):
+        draft.take(index, event)
+    return Moves(
+        status=draft.status,
+        checkpoint_at=draft.checkpoint_at,
+        checkpoint_snapshot_id=draft.checkpoint_snapshot_id,
+        final_snapshot_id=draft.final_snapshot_id,
+        error_code=draft.error_code,
+        wake_at=draft.wake_at,
+    )
+
+
+@dataclass(slots=True)
+class _Draft:
+    status: RunStatus | None = None
+    checkpoint_at: int | None = None
+    checkpoint_snapshot_id: str | None = None
+    final_snapshot_id: str | None = None
+    error_code: str | None = None
+    wake_at: int | None = None
+
+    def take(self, index: int, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.status = "Pending"
+                self.checkpoint_at, self.checkpoint_snapshot_id = index, event.initial_snapshot_id
+            case StateEntered():
+                self.status, self.wake_at = "Running", 0
+            case StateCompleted():
+                self.checkpoint_at, self.checkpoint_snapshot_id = index, event.context_snapshot_id
+                self.error_code = ""
+            case StateFailed():
+                self.error_code = _code(event.error.info) or self.error_code
+                self.wake_at = event.retry_at if event.retry_at is not None else self.wake_at
+            case RunCompleted():
+                self.status, self.wake_at = event.status, 0
+                self.final_snapshot_id = event.final_snapshot_id
+                self.error_code = (_code(event.reason) or self.error_code) if event.status == "Failed" else ""
+            case _:
+                pass
+
+
+def _code(info: Any) -> str | None:
+    code = info.get("code") if isinstance(info, Mapping) else None
+    return code if isinstance(code, str) and code else None
+
+
+def rebuild(events: Sequence[StoredEvent]) -> dict[str, Any]:
+    """Return what the columns of the row must be, by name, for the whole stream of a run.
+
+    The lease, the inbox, ``op_version`` of a V1 stream and where in Airflow a run stands are not in it: no event, or
+    not every event, tells them. ``checkpoint_at`` and the like come as the columns that they move.
+
+    :raises CorruptionError: code ``stream_broken``, if there are no events or the first is no ``RunStarted``
+    """
+    typed = [decode_event(event) for event in events]
+    first = typed[0] if typed else None
+    if not isinstance(first, RunStarted):
+        raise CorruptionError("a run's stream does not begin with RunStarted", code="stream_broken")
+    moves = moves_of(typed)
+    mark = events[moves.checkpoint_at or 0]
+    ends = [event.recorded_at for event, what in zip(events, typed, strict=True) if isinstance(what, RunCompleted)]
+    return {
+        **_origin(events[0].run_id, first),
+        "status": moves.status or "Pending",
+        "head_seq": events[-1].seq,
+        "head_hash": events[-1].hash,
+        "checkpoint_seq": mark.seq,
+        "checkpoint_hash": mark.hash,
+        "checkpoint_snapshot_id": moves.checkpoint_snapshot_id,
+        "final_snapshot_id": moves.final_snapshot_id,
+        "error_code": moves.error_code or None,
+        "wake_at": moves.wake_at or None,
+        "created_at": events[0].recorded_at,
+        "ended_at": ends[-1] if ends else None,
+    }
+
+
+def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "op_id": first.op_id,
+        "manifest_id": first.manifest_id,
+        "initial_snapshot_id": first.initial_snapshot_id,
+    }
+    if first.engine is None:
+        # V1 says nothing of its lineage: who imported the stream knew it.
+        return columns
+    parent = first.parent
+    return columns | {
+        "kind": first.kind,
+        "op_version": first.op_version or "",
+        "parent_run_id": UUID(parent.run_id) if parent else None,
+        "root_run_id": UUID(first.root_run_id) if first.root_run_id else run_id,
+        "depth": first.depth,
+        "slot_id": child_run_id(UUID(parent.slot_owner_id), parent.fact_key) if parent else run_id,
+        "generation": first.generation,
+        "deadline_at": first.deadline_at,
+    }
+
+
+def columns_of(row: RunRow) -> dict[str, Any]:
+    """Return a row's columns under the names that :func:`rebuild` uses."""
+    columns = {name: getattr(row, name) for name in RunRow.__slots__ if name != "head"}
+    return columns | {"head_seq": row.head.seq, "head_hash": row.head.hash}

@@ -1,0 +1,134 @@
+"""Connections: made lazily, at most two per process, never shared with a forked child."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from airflow_childrun.clock import Clock
+from airflow_childrun.errors import InputError, UnavailableError
+from airflow_childrun.store.sql.dialects.base import StoreDialect
+from airflow_childrun.store.sql.dialects.postgresql import PostgresqlDialect
+from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
+from airflow_childrun.store.sql.errors import SurpriseError, translated
+
+POOL_SIZE = 2
+POOL_TIMEOUT_S = 30.0
+# Below the idle timeouts that firewalls and poolers are commonly set to.
+POOL_RECYCLE_S = 1800
+
+T = TypeVar("T")
+
+
+def dialect_of(url: URL, clock: Clock) -> StoreDialect:
+    """Return the dialect that speaks to ``url``.
+
+    :raises InputError: if the store has none for it
+    """
+    name = url.get_backend_name()
+    if name == SqliteDialect.name:
+        return SqliteDialect(clock)
+    if name == PostgresqlDialect.name:
+        return PostgresqlDialect()
+    raise InputError(f"the store has no dialect for {name!r}: use postgresql+psycopg:// or sqlite:///")
+
+
+def place_of(url: URL) -> str:
+    """Name a database without login, password and options."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+class Database:
+    """One database as the store uses it.
+
+    :param url: SQLAlchemy URL
+    :param clock: SQLite's time
+    :raises InputError: if the URL is none, or of a database that the store has no dialect for
+    """
+
+    def __init__(self, url: str | URL, clock: Clock) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            # The URL itself may hold a password: it is not repeated.
+            raise InputError("the store's address is no SQLAlchemy URL: give dialect+driver://host/database") from None
+        self.dialect = dialect_of(parsed, clock)
+        self.url = self.dialect.url(parsed)
+        self.place = place_of(self.url)
+        self._engines: dict[int, Engine] = {}
+
+    def engine(self) -> Engine:
+        """Return this process's engine; a forked child never touches connections of its parent."""
+        pid = os.getpid()
+        engine = self._engines.get(pid)
+        if engine is None:
+            # Two threads may both make one: setdefault lets one of them win, the other never connects.
+            engine = self._engines.setdefault(pid, self._new_engine())
+        return engine
+
+    def close(self) -> None:
+        """Close this process's connections; the next use opens new ones."""
+        engine = self._engines.pop(os.getpid(), None)
+        if engine is not None:
+            engine.dispose()
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run single statements that only read; once more on a new connection if the first one turns out stale.
+
+        :raises StorageError: translated from what the database said
+        """
+        return self._twice(lambda: self._run(work, self.dialect.read_options))
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run an idempotent transaction and commit; once more if the connection was stale or somebody was in the way.
+
+        :raises StorageError: translated from what the database said
+        """
+        return self._twice(lambda: self.transaction(work))
+
+    def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run a transaction once; ``work`` may commit by itself.
+
+        :raises SurpriseError: if somebody was in the way
+        :raises StorageError: translated from what the database said
+        """
+        return self._run(work, self.dialect.write_options, commit=True)
+
+    def _run(self, work: Callable[[Connection], T], options: Any, *, commit: bool = False) -> T:
+        with translated(self.dialect, self.place), self.engine().connect() as connection:
+            result = work(connection.execution_options(**options))
+            if commit and connection.in_transaction():
+                connection.commit()
+            return result
+
+    def _twice(self, attempt: Callable[[], T]) -> T:
+        try:
+            return attempt()
+        except (SurpriseError, UnavailableError):
+            return settled(attempt, self.place)
+
+    def _new_engine(self) -> Engine:
+        options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
+        options |= {"pool_recycle": POOL_RECYCLE_S}
+        with translated(self.dialect, self.place):
+            engine = create_engine(self.url, **options, **self.dialect.engine_options())
+        self.dialect.prepare(engine)
+        return engine
+
+
+def settled(attempt: Callable[[], T], place: str) -> T:
+    """Run a last try.
+
+    :raises UnavailableError: code ``store_busy``, if somebody was in the way again
+    """
+    try:
+        return attempt()
+    except SurpriseError as error:
+        raise UnavailableError(
+            f"{place} is too busy: others were in the way twice ({error}); try again", code="store_busy"
+        ) from error

@@ -1,0 +1,135 @@
+"""Every statement of the store, built once per schema; nothing here is executed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, insert, not_, or_, select, update
+
+from airflow_childrun.store.api import RunFilter
+from airflow_childrun.store.cursor import position_of
+from airflow_childrun.store.sql.column_types import UuidBytes
+from airflow_childrun.store.sql.dialects.base import StoreDialect
+from airflow_childrun.store.sql.schema import Tables
+
+
+class Statements:
+    """The store's statements on some tables, in some dialect.
+
+    Parameters have their column's name; ``the_`` and plurals mark those of conditions.
+    """
+
+    def __init__(self, tables: Tables, dialect: StoreDialect) -> None:
+        self.tables = tables
+        self.dialect = dialect
+        run, session = tables.run, tables.session
+        self.now: Select[Any] = select(dialect.now().label("now"))
+        self.runs: Select[Any] = select(
+            run,
+            session.c.expires_at.label("session_expires_at"),
+            session.c.ended.label("session_ended"),
+            dialect.now().label("now"),
+        ).select_from(run.outerjoin(session, session.c.session_id == run.c.lease_session_id))
+        self.runs_by_id = self.runs.where(run.c.run_id.in_(bindparam("run_ids", expanding=True)))
+        # Everybody locks in the order of ids, so that two batches never wait for each other.
+        self.locked_runs = self.runs_by_id.order_by(run.c.run_id).with_for_update(of=run)
+        self.children = self.runs.where(run.c.parent_run_id == bindparam("the_parent", type_=UuidBytes)).order_by(
+            run.c.created_at, run.c.run_id
+        )
+        self.slot: Select[Any] = select(run.c.run_id).where(
+            run.c.slot_id == bindparam("the_slot", type_=UuidBytes),
+            run.c.generation == bindparam("the_generation"),
+        )
+        self._events()
+        self._artifacts_and_inbox()
+        self._sessions()
+        self.insert_runs = insert(run)
+        # Which columns it sets follows from the parameters: rows.moving_columns.
+        self.move_runs: Update = update(run).where(run.c.run_id == bindparam("the_run", type_=UuidBytes))
+
+    def _events(self) -> None:
+        event, fact = self.tables.event, self.tables.fact
+        of_run = event.c.run_id == bindparam("the_run", type_=UuidBytes)
+        columns = [column for column in event.c if column.name != "body_digest"]
+        self.event: Select[Any] = select(*columns).where(of_run, event.c.seq == bindparam("the_seq"))
+        self.events: Select[Any] = (
+            select(*columns)
+            .where(of_run, event.c.seq >= bindparam("from_seq"), event.c.seq <= bindparam("to_seq"))
+            .order_by(event.c.seq)
+        )
+        self.facts: Select[Any] = (
+            select(fact).where(fact.c.run_id == bindparam("the_run", type_=UuidBytes)).order_by(fact.c.seq)
+        )
+        self.facts_by_key = self.facts.where(fact.c.key_digest.in_(bindparam("digests", expanding=True)))
+        self.insert_events = insert(event)
+        self.insert_facts = insert(fact)
+
+    def _artifacts_and_inbox(self) -> None:
+        artifact, inbox = self.tables.artifact, self.tables.inbox
+        of_tree = artifact.c.root_run_id == bindparam("the_root", type_=UuidBytes)
+        self.artifacts: Select[Any] = select(artifact.c.id, artifact.c.body, artifact.c.codec).where(
+            of_tree, artifact.c.id.in_(bindparam("ids", expanding=True))
+        )
+        self.artifact_kinds: Select[Any] = select(artifact.c.id, artifact.c.kind).where(of_tree)
+        self.insert_artifacts: Executable = self.dialect.insert_new(artifact)
+        self.posted: Select[Any] = select(inbox.c.run_id, inbox.c.post_id, inbox.c.n).where(
+            inbox.c.run_id.in_(bindparam("run_ids", expanding=True)),
+            inbox.c.post_id.in_(bindparam("post_ids", expanding=True)),
+        )
+        self.inbox: Select[Any] = (
+            select(inbox)
+            .where(inbox.c.run_id == bindparam("the_run", type_=UuidBytes), inbox.c.n > bindparam("after"))
+            .order_by(inbox.c.n)
+        )
+        self.insert_entries = insert(inbox)
+
+    def _sessions(self) -> None:
+        session = self.tables.session
+        this = session.c.session_id == bindparam("the_session", type_=UuidBytes)
+        self.insert_session: Executable = self.dialect.insert_new(session)
+        self.prolong_session: Update = (
+            update(session)
+            .where(this, session.c.ended.is_(None), session.c.expires_at > bindparam("the_now"))
+            .values(expires_at=bindparam("new_end"))
+        )
+        self.close_session: Update = update(session).where(this, session.c.ended.is_(None)).values(ended="closed")
+        self.supersede_sessions: Update = (
+            update(session)
+            .where(
+                session.c.owner_key_digest == bindparam("the_owner", type_=session.c.owner_key_digest.type),
+                session.c.incarnation < bindparam("the_incarnation"),
+                session.c.ended.is_(None),
+            )
+            .values(ended="superseded")
+        )
+
+    def find_runs(self, where: RunFilter, cursor: str | None, limit: int) -> Select[Any]:
+        """Build the query of a page: one row more than asked says whether there is another page."""
+        run = self.tables.run
+        query = self.runs.where(*self._conditions(where))
+        after = position_of(cursor)
+        if after is not None:
+            created_at, run_id = after
+            query = query.where(
+                or_(run.c.created_at > created_at, and_(run.c.created_at == created_at, run.c.run_id > run_id))
+            )
+        return query.order_by(run.c.created_at, run.c.run_id).limit(limit + 1)
+
+    def _conditions(self, where: RunFilter) -> list[ColumnElement[bool]]:
+        run, session = self.tables.run, self.tables.session
+        equal = ("kind", "root_run_id", "parent_run_id", "op_id", "dag_id", "dag_run_id", "task_id")
+        found: list[ColumnElement[bool]] = [
+            run.c[name] == getattr(where, name) for name in equal if getattr(where, name) is not None
+        ]
+        if where.statuses is not None:
+            found.append(run.c.status.in_(sorted(where.statuses)))
+        if where.slot_ids is not None:
+            found.append(run.c.slot_id.in_(sorted(where.slot_ids)))
+        if where.unowned is not None:
+            alive = and_(
+                session.c.session_id.is_not(None),
+                session.c.ended.is_(None),
+                session.c.expires_at > self.dialect.now(),
+            )
+            found.append(not_(alive) if where.unowned else alive)
+        return found

@@ -1,0 +1,196 @@
+"""The store on SQLAlchemy Core: SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import URL, Executable, Row
+
+from airflow_childrun.clock import Clock, SystemClock
+from airflow_childrun.errors import ChildRunError, CorruptionError, OtherStorageError
+from airflow_childrun.store.api import (
+    Commit,
+    Committed,
+    Conflict,
+    FactEntry,
+    InboxEntry,
+    InboxPost,
+    Owner,
+    RunFilter,
+    RunPage,
+    RunRow,
+    Session,
+    StoredEvent,
+)
+from airflow_childrun.store.chain import body_digest
+from airflow_childrun.store.cursor import cursor_of
+from airflow_childrun.store.decision import as_seen
+from airflow_childrun.store.sql import rows
+from airflow_childrun.store.sql.commit import Committer
+from airflow_childrun.store.sql.engine import Database
+from airflow_childrun.store.sql.schema import tables_in
+from airflow_childrun.store.sql.session import Sessions
+from airflow_childrun.store.sql.statements import Statements
+
+_LAST_SEQ = 2**63 - 1
+_CHUNK = 500
+"""How many ids one statement names: SQLite and PostgreSQL limit the number of parameters."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+T = TypeVar("T")
+
+
+class SqlStore:
+    """A :class:`~airflow_childrun.store.api.Store` in SQLite or PostgreSQL.
+
+    Connects at the first use; at most two connections per process. Never creates or changes tables: ``migrate.py`` does.
+
+    :param url: SQLAlchemy URL; ``postgresql://`` means psycopg 3
+    :param schema: PostgreSQL schema of the tables; None = where the search path leads
+    :param clock: SQLite's time; PostgreSQL has its own
+    :raises InputError: if the URL is none, or of a database that the store does not speak
+    """
+
+    def __init__(self, url: str | URL, schema: str | None = None, clock: Clock | None = None) -> None:
+        self.database = Database(url, clock or SystemClock())
+        self.schema = schema
+        self._statements = Statements(tables_in(schema), self.database.dialect)
+        self._committer = Committer(self.database, self._statements)
+        self._sessions = Sessions(self.database, self._statements)
+
+    def __repr__(self) -> str:
+        return f"SqlStore({self.database.place!r}, schema={self.schema!r})"
+
+    def commit(self, commits: Sequence[Commit]) -> list[Committed | Conflict]:
+        """Make each commit happen or not, in one transaction, and answer in the same order."""
+        return self._checked(lambda: self._committer.commit(commits))
+
+    def read_events(
+        self, run_id: UUID, from_seq: int = 1, to_seq: int | None = None, limit: int | None = None
+    ) -> list[StoredEvent]:
+        """Return the events ``from_seq`` to ``to_seq``, both inclusive, ascending; an unknown run has none."""
+        bounds = {"the_run": run_id, "from_seq": from_seq, "to_seq": _LAST_SEQ if to_seq is None else to_seq}
+        events = self._statements.events
+        return [rows.event_of(row) for row in self._all(events if limit is None else events.limit(limit), bounds)]
+
+    def find_run(self, run_id: UUID) -> RunRow | None:
+        """Return the row of a run, or None."""
+        return self.get_runs([run_id]).get(run_id)
+
+    def get_runs(self, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
+        """Return the rows of those runs that exist."""
+        found = (
+            _seen(row)
+            for chunk in _chunks(dict.fromkeys(run_ids))
+            for row in self._all(self._statements.runs_by_id, {"run_ids": chunk})
+        )
+        return {row.run_id: row for row in found}
+
+    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
+        """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
+        found = [_seen(row) for row in self._all(self._statements.find_runs(where, cursor, limit), {})]
+        page = tuple(found[:limit])
+        return RunPage(page, cursor_of(page[-1]) if page and len(found) > limit else None)
+
+    def children_of(self, run_id: UUID) -> list[RunRow]:
+        """Return all runs that ``run_id`` spawned, in order of creation (then id)."""
+        return [_seen(row) for row in self._all(self._statements.children, {"the_parent": run_id})]
+
+    def get_facts(self, run_id: UUID, key_digests: Iterable[str] | None = None) -> list[FactEntry]:
+        """Return the index of facts of a run, ascending by seq, for some keys or for all."""
+        if key_digests is None:
+            return [rows.fact_of(row) for row in self._all(self._statements.facts, {"the_run": run_id})]
+        found = [
+            rows.fact_of(row)
+            for chunk in _chunks(_digests(key_digests))
+            for row in self._all(self._statements.facts_by_key, {"the_run": run_id, "digests": chunk})
+        ]
+        return sorted(found, key=lambda fact: fact.seq)
+
+    def get_artifacts(self, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
+        """Return the bodies of those artifacts that exist in the tree, each verified against its id."""
+        found = {
+            row.id: rows.plain(row.body, row.codec, f"artifact {row.id}")
+            for chunk in _chunks(_digests(ids))
+            for row in self._all(self._statements.artifacts, {"the_root": root_run_id, "ids": chunk})
+        }
+        for key, body in found.items():
+            if body_digest(body) != key:
+                raise CorruptionError(f"artifact {key} has other bytes than its id says", details={"artifact_id": key})
+        return found
+
+    def find_artifact_kinds(self, root_run_id: UUID) -> dict[str, str]:
+        """Return id -> kind of every artifact in the tree."""
+        return {row.id: row.kind for row in self._all(self._statements.artifact_kinds, {"the_root": root_run_id})}
+
+    def post(self, posts: Sequence[InboxPost]) -> dict[UUID, int | None]:
+        """Put entries into inboxes; post id -> its number, or None if the run is terminal or not there."""
+        return self._checked(lambda: self._committer.post(posts))
+
+    def read_inbox(self, run_id: UUID, after: int = 0) -> list[InboxEntry]:
+        """Return the entries of a run's inbox with a number above ``after``, ascending."""
+        return [rows.entry_of(row) for row in self._all(self._statements.inbox, {"the_run": run_id, "after": after})]
+
+    def open_session(self, session_id: UUID, owner: Owner, ttl_us: int) -> Session:
+        """Open a session that is over ``ttl_us`` after its last renewal; it supersedes lower incarnations of its key."""
+        return self._checked(lambda: self._sessions.open(session_id, owner, ttl_us))
+
+    def renew_session(self, session_id: UUID, ttl_us: int) -> Session | None:
+        """Put the end off to now + ``ttl_us``; None if the session is over (it stays so)."""
+        return self._checked(lambda: self._sessions.renew(session_id, ttl_us))
+
+    def close_session(self, session_id: UUID) -> None:
+        """End a session: the leases that it holds are free. Idempotent."""
+        self._checked(lambda: self._sessions.close(session_id))
+
+    def now_us(self) -> int:
+        """Return the store's time."""
+        return int(self._all(self._statements.now, {})[0].now)
+
+    def close(self) -> None:
+        """Close every connection of this process; the next use opens new ones."""
+        self.database.close()
+
+    def _all(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        return self._checked(
+            lambda: self.database.read(lambda connection: connection.execute(statement, parameters).all())
+        )
+
+    def _checked(self, work: Callable[[], T]) -> T:
+        """Run ``work``; if it fails for no reason that the database names, look whether the schema is the reason."""
+        try:
+            return work()
+        except OtherStorageError as error:
+            if error.code != OtherStorageError.default_code:
+                raise
+            # SQLite reports a missing table as it reports any wrong statement.
+            self._explain(error)
+            raise
+
+    def _explain(self, error: ChildRunError) -> None:
+        from airflow_childrun.store.sql.migrate import check  # Alembic is for whoever needs it
+
+        try:
+            check(self.database.engine(), self.schema)
+        except ChildRunError as reason:
+            raise reason from error
+
+
+def _seen(row: Row[Any]) -> RunRow:
+    return as_seen(rows.run_of(row), rows.session_of(row), row.now)
+
+
+def _digests(texts: Iterable[str]) -> list[str]:
+    """Return those of the texts that can stand in a column of digests; nothing is stored under the others."""
+    return [text for text in dict.fromkeys(texts) if _DIGEST.fullmatch(text)]
+
+
+def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(values)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk

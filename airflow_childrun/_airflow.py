@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
 from airflow.sdk.exceptions import (
@@ -25,11 +25,15 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.types import RuntimeTaskInstanceProtocol
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+if TYPE_CHECKING:
+    from airflow.utils.db_manager import BaseDBManager
+
 __all__ = [
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSkipException",
+    "BaseDBManager",
     "BaseHook",
     "BaseOperator",
     "BaseOperatorLink",
@@ -43,10 +47,11 @@ __all__ = [
     "command_classes",
     "conf",
     "connection_from_secrets",
-    "db_manager_base",
+    "empty_metadata",
     "mask_secret",
     "metadata_engine",
     "metadata_session",
+    "metadata_url",
     "read_metadata_connection",
     "registered_secrets",
     "write_metadata_connection",
@@ -87,6 +92,15 @@ def channel_is_shared() -> bool:
 
 
 # ----------------------------------------------------------------------------------------- in an administrator's process
+
+
+def __getattr__(name: str) -> Any:
+    """Import on demand what only ``airflow db`` needs."""
+    if name == "BaseDBManager":
+        from airflow.utils.db_manager import BaseDBManager
+
+        return BaseDBManager
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _initialise() -> None:
@@ -172,11 +186,16 @@ def command_classes() -> tuple[Callable[..., Any], Callable[..., Any], Callable[
     return Arg, ActionCommand, GroupCommand
 
 
-def db_manager_base() -> type[Any]:
-    """Return the class that the managers of further tables in the metadata database derive from."""
-    from airflow.utils.db_manager import BaseDBManager
+def empty_metadata() -> Any:
+    """Return a SQLAlchemy ``MetaData`` without tables."""
+    from airflow.models.base import metadata
 
-    return BaseDBManager
+    return type(metadata)()
+
+
+def metadata_url() -> str:
+    """Return the URL of Airflow's metadata database, password included."""
+    return str(metadata_engine().url.render_as_string(hide_password=False))
 
 
 def environment_connections() -> Iterable[str]:

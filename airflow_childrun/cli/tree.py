@@ -1,0 +1,101 @@
+"""``childrun runs tree``: a run and everything below it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from airflow_childrun.cli import output
+from airflow_childrun.cli.reading import SeenRun, find_run, seen, span
+from airflow_childrun.cli.runs import COLOURS, console, summary
+from airflow_childrun.cli.target import store_of
+from airflow_childrun.store.api import RunRow, Store
+
+_URGENCY = ("Failed", "Running", "Cancelled", "Pending", "Completed")
+_SIGNS = {"Pending": "○", "Running": "◐", "Completed": "●", "Failed": "✗", "Cancelled": "⊘"}
+
+
+def show_tree(arguments: argparse.Namespace) -> int:
+    """Show a run and everything below it; where one run has many children, what failed comes first."""
+    store = store_of(arguments)
+    row = find_run(store, arguments.run_id)
+    if arguments.root and row.root_run_id != row.run_id:
+        # A tree below a DAG run has no run of its own as its root.
+        row = store.find_run(row.root_run_id) or _topmost(store, row)
+    if arguments.output:
+        for each in walk(store, row):
+            output.write_json(each.to_json())
+        return 0
+    console().print(tree_of(store, row, arguments.width))
+    return 0
+
+
+def _topmost(store: Store, row: RunRow) -> RunRow:
+    while row.parent_run_id is not None:
+        parent = store.find_run(row.parent_run_id)
+        if parent is None:
+            return row
+        row = parent
+    return row
+
+
+def walk(store: Store, row: RunRow) -> Iterator[SeenRun]:
+    """Yield the run and all below it, parents before children."""
+    yield from seen(store, [row])
+    for child in store.children_of(row.run_id):
+        yield from walk(store, child)
+
+
+def tree_of(store: Store, row: RunRow, width: int, *, label: Callable[[SeenRun], str] | None = None) -> Tree:
+    """Draw a run and all below it.
+
+    :param width: how many children of one run to draw; 0 = all. The others are counted by status
+    :param label: how to write a run
+    """
+    write = label or label_of
+    (top,) = seen(store, [row])
+    tree = Tree(write(top), guide_style="dim")
+    _grow(store, tree, row.run_id, width, write)
+    return tree
+
+
+def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[SeenRun], str]) -> None:
+    children = sorted(_newest(store.children_of(run_id)), key=lambda row: _URGENCY.index(row.status))
+    shown = children[: width or None]
+    for each in sorted(seen(store, shown), key=lambda run: (run.row.created_at, run.key or "")):
+        _grow(store, tree.add(write(each)), each.row.run_id, width, write)
+    rest = children[len(shown) :]
+    if rest:
+        tree.add(f"[dim]... {len(rest)} more:[/] {summary(rest)}")
+
+
+def _newest(rows: list[RunRow]) -> list[RunRow]:
+    """Leave out the generations of a slot that a later one follows: its line says which generation it is."""
+    newest: dict[UUID, RunRow] = {}
+    for row in rows:
+        known = newest.get(row.slot_id)
+        if known is None or known.generation < row.generation:
+            newest[row.slot_id] = row
+    return list(newest.values())
+
+
+def label_of(run: SeenRun) -> str:
+    """Return a run on one line: sign, key, operation, status, duration, generation, error, id."""
+    row = run.row
+    if row.kind == "task_instance":
+        dag_run = f"  [dim]{escape(row.airflow.dag_run_id)}[/]" if row.airflow else ""
+        return f"[bold]{escape(run.operation)}[/]{dag_run}"
+    colour = COLOURS[row.status]
+    name = f"[bold]{escape(run.key)}[/]  {escape(row.op_id)}" if run.key else f"[bold]{escape(row.op_id)}[/]"
+    parts = [f"[{colour}]{_SIGNS[row.status]}[/] {name}", f"[{colour}]{row.status}[/]"]
+    if row.status != "Pending":
+        parts.append(span(run.duration_us))
+    if row.generation > 1:
+        parts.append(f"generation {row.generation}")
+    if row.error_code:
+        parts.append(f"[red]{escape(row.error_code)}[/]")
+    return "  ".join([*parts, f"[dim]{row.run_id}[/]"])

@@ -154,6 +154,11 @@ def decide_posts(posts: Sequence[InboxPost], picture: Picture, at: int) -> dict[
     return numbers
 
 
+def session_is_over(session_id: UUID) -> OtherStorageError:
+    """Build the error for a session that is opened again after its end."""
+    return OtherStorageError(f"session {session_id} is over and stays so; open one with a new id", code="session_over")
+
+
 def as_seen(stored: StoredRun, session: StoredSession | None, now: int) -> RunRow:
     """Return a run's row as readers see it: with the end of its lease, without an owner who gave everything back."""
     row = stored.row

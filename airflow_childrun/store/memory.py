@@ -35,6 +35,7 @@ from airflow_childrun.store.decision import (
     decide,
     decide_posts,
     named_runs,
+    session_is_over,
 )
 
 
@@ -52,7 +53,6 @@ class MemoryStore:
         self._artifacts: dict[UUID, dict[str, Artifact]] = {}
         self._inbox: dict[UUID, list[InboxEntry]] = {}
         self._sessions: dict[UUID, StoredSession] = {}
-        self._owners: dict[UUID, Owner] = {}
 
     def commit(self, commits: Sequence[Commit]) -> list[Committed | Conflict]:
         """Make each commit happen or not, in one transaction, and answer in the same order."""
@@ -84,9 +84,7 @@ class MemoryStore:
     def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
         """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
         after = position_of(cursor)
-        found = [
-            row for row in self._select(_matcher(where)) if after is None or (row.created_at, row.run_id) > after
-        ]
+        found = [row for row in self._select(_matcher(where)) if after is None or (row.created_at, row.run_id) > after]
         rows = tuple(found[:limit])
         return RunPage(rows, cursor_of(rows[-1]) if rows and len(found) > limit else None)
 
@@ -135,14 +133,13 @@ class MemoryStore:
         """Open a session that is over ``ttl_us`` after its last renewal; it supersedes lower incarnations of its key."""
         now = self._clock.now_us()
         with self._lock:
+            known = self._sessions.get(session_id)
+            if known is not None and known.is_over(now):
+                raise session_is_over(session_id)
             for other in list(self._sessions.values()):
                 if owner.key and other.key == owner.key and other.incarnation < owner.incarnation and not other.ended:
                     self._sessions[other.session_id] = replace(other, ended="superseded")
-            known = self._sessions.get(session_id)
-            self._sessions[session_id] = StoredSession(
-                session_id, owner.key, owner.incarnation, now + ttl_us, known.ended if known else None
-            )
-            self._owners[session_id] = owner
+            self._sessions[session_id] = StoredSession(session_id, owner.key, owner.incarnation, now + ttl_us)
         return Session(session_id, now + ttl_us, now)
 
     def renew_session(self, session_id: UUID, ttl_us: int) -> Session | None:

@@ -103,7 +103,7 @@ class Database:
         with translated(self.dialect, self.place), self.engine().connect() as connection:
             result = work(connection.execution_options(**options))
             if commit and connection.in_transaction():
-                connection.commit()
+                self.dialect.commit(connection)
             return result
 
     def _twice(self, attempt: Callable[[], T]) -> T:

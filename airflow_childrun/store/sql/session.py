@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from airflow_childrun.store.api import Owner, Session
+from airflow_childrun.store.decision import session_is_over
 from airflow_childrun.store.sql.engine import Database
 from airflow_childrun.store.sql.statements import Statements
 
@@ -40,7 +41,9 @@ class Sessions:
                     "ended": None,
                 },
             )
-            self._prolong(connection, session_id, now, ttl_us)
+            # A repeated call finds its row; one that is over stays so.
+            if not self._prolong(connection, session_id, now, ttl_us):
+                raise session_is_over(session_id)
             return Session(session_id, now + ttl_us, now)
 
         return self._database.write(transaction)

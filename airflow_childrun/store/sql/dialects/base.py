@@ -51,7 +51,16 @@ class StoreDialect:
         """Execute the statements in order and commit."""
         for statement, rows in work:
             connection.execute(statement, rows)
-        connection.commit()
+        self.commit(connection)
+
+    def commit(self, connection: Connection) -> None:
+        """Commit; a connection on which that fails is given up."""
+        try:
+            connection.commit()
+        except BaseException:
+            # SQLAlchemy takes the transaction for ended and would pool the connection with the transaction still open.
+            connection.invalidate()
+            raise
 
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from sqlalchemy import URL, BigInteger, ColumnElement, Connection, Insert, Table, cast, extract, func, select
@@ -68,9 +69,24 @@ class PostgresqlDialect(StoreDialect):
 
     def write_and_commit(self, connection: Connection, work: Work) -> None:
         """Send all statements and the COMMIT in one round trip."""
+        import psycopg  # only a store on PostgreSQL needs the driver
+
         driver: Any = connection.connection.driver_connection
-        with driver.pipeline():
-            super().write_and_commit(connection, work)
+        with driver.pipeline() as pipeline:
+            try:
+                for statement, rows in work:
+                    connection.execute(statement, rows)
+                # The driver's own: SQLAlchemy's would take the transaction for ended if a queued statement failed.
+                driver.commit()
+            except BaseException:
+                if driver.closed:
+                    connection.invalidate()
+                else:
+                    # What follows a failed statement is answered as aborted, and would hide the reason.
+                    with suppress(psycopg.errors.PipelineAborted):
+                        pipeline.sync()
+                raise
+        self.commit(connection)  # costs no round trip: the driver knows that there is nothing left to commit
 
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""

@@ -206,6 +206,10 @@ class FactIo:
         recorded = None if fact.payload_id is None else _decode(self._scene.journal.read_artifact(fact.payload_id))
         return self._binding.mismatch(call, recorded)
 
+    def sleep(self, key: str, delay_us: int) -> None:
+        """Wait durably."""
+        raise NotImplementedError
+
     def _unkeyed(self, call: IoCall) -> IoResult:
         raise NotImplementedError
 

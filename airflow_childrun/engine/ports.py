@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from airflow_childrun.errors import IoError
@@ -92,6 +92,7 @@ class Binding(Protocol):
         """Return the error for a request that differs from the one whose answer is ``recorded`` under its key."""
 
 
+@runtime_checkable
 class Transport(Binding, Protocol):
     """What stands behind namespaces. One instance serves one attempt."""
 

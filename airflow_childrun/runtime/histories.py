@@ -1,0 +1,85 @@
+"""Reading: from a run's id to its folded history, through every generation that it continues."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from airflow_childrun.canonical import decode_stored
+from airflow_childrun.engine.history import RunHistory, Stream, fold_chain
+from airflow_childrun.errors import CorruptionError, InvalidHistoryError, InvalidPlanError, NotFoundError
+from airflow_childrun.model.events import Continues, RunStarted
+from airflow_childrun.model.manifest import RunManifest
+from airflow_childrun.model.plan import ExecutionPlan, plan_differences
+from airflow_childrun.store.api import Store
+from airflow_childrun.store.codec import decode_events
+
+
+def load_history(store: Store, run_id: UUID) -> RunHistory:
+    """Read and fold a run's chain.
+
+    :raises NotFoundError: code ``run_not_found``
+    :raises InvalidHistoryError: if the events are none that an engine writes
+    :raises CorruptionError: if a continued run is not what it was when it was continued
+    """
+    streams: list[Stream] = []
+    continues: Continues | None = None
+    current: UUID | None = run_id
+    while current is not None:
+        rows = decode_events(store.read_events(current, to_seq=continues.seq if continues else None))
+        if not rows:
+            raise NotFoundError(f"there is no run {current}; see `childrun runs list`", code="run_not_found")
+        if continues is not None and (rows[-1][0].seq, rows[-1][0].hash) != (continues.seq, continues.hash):
+            raise CorruptionError(
+                f"run {current} is not what it was when {streams[-1][0]} continued it; run `childrun verify {current}`",
+                code="continued_run_changed",
+            )
+        streams.append((current, [(row.seq, event) for row, event in rows]))
+        first = rows[0][1]
+        continues = first.continues if isinstance(first, RunStarted) else None
+        current = UUID(continues.run_id) if continues else None
+    return fold_chain(streams[::-1])
+
+
+def read_manifest(store: Store, root_run_id: UUID, started: RunStarted) -> RunManifest:
+    """Return the manifest of a run.
+
+    :raises NotFoundError: code ``manifest_not_found``
+    :raises CorruptionError: codes ``manifest_corrupt``, ``manifest_deserialize_failed``
+    """
+    body = store.get_artifacts(root_run_id, [started.manifest_id]).get(started.manifest_id)
+    if body is None:
+        raise NotFoundError(
+            f"the manifest {started.manifest_id} is missing; run `childrun verify`", code="manifest_not_found"
+        )
+    try:
+        manifest = RunManifest.from_json(decode_stored(body))
+    except ValueError:
+        raise CorruptionError(
+            f"the manifest {started.manifest_id} has no shape of a manifest", code="manifest_deserialize_failed"
+        ) from None
+    if manifest.op_id != started.op_id:
+        raise InvalidHistoryError(
+            f"RunStarted names {started.op_id}, its manifest {manifest.op_id}", code="run_started_op_id_mismatch"
+        )
+    return manifest
+
+
+def check_drift(store: Store, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> None:
+    """Compare a plan with the one that the run began with, up to the last state that was entered.
+
+    :raises InvalidPlanError: codes ``plan_op_id_mismatch``, ``plan_drift`` (the message lists the differences)
+    """
+    started = history.start
+    if plan.op_id != started.op_id:
+        raise InvalidPlanError(f"the plan is that of {plan.op_id}, not {started.op_id}", code="plan_op_id_mismatch")
+    if started.plan_id is None or started.plan_id == plan.plan_id:
+        return
+    body = store.get_artifacts(root_run_id, [started.plan_id]).get(started.plan_id)
+    found = plan_differences(decode_stored(body), plan, history.last_entered) if body else ["its plan is missing"]
+    if found:
+        raise InvalidPlanError(
+            f"the operation {plan.op_id} {plan.op_version} changed under run {history.run_id}: {'; '.join(found)}. Bring "
+            'the old plan back, register it under its own version, or choose on_plan_change="respawn"',
+            code="plan_drift",
+            details={"differences": found},
+        )

@@ -1,0 +1,82 @@
+"""Slots: how many runs of a process work at once. Who waits holds none, so no cap can deadlock."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from uuid import UUID
+
+from airflow_childrun.errors import Abandoned
+from airflow_childrun.runtime.scheduler import Scheduler
+
+
+class Slots:
+    """Hands slots out: to threads that come back from a wait first, then to runs in the order in which they came."""
+
+    def __init__(self, scheduler: Scheduler, limit: int) -> None:
+        self.monitor = scheduler.monitor()
+        self._free = limit
+        self._queue: OrderedDict[UUID, Callable[[], None]] = OrderedDict()
+        self._returning = 0
+        self._closed = False
+
+    def submit(self, run_id: UUID, begin: Callable[[], None]) -> None:
+        """Queue a run; ``begin`` is called with a slot taken for it."""
+        with self.monitor:
+            self._queue[run_id] = begin
+        self.dispatch()
+
+    def promote(self, run_id: UUID) -> None:
+        """Put a queued run in front: somebody waits for it."""
+        with self.monitor:
+            if run_id in self._queue:
+                self._queue.move_to_end(run_id, last=False)
+
+    def release(self) -> None:
+        """Give a slot back."""
+        with self.monitor:
+            self._free += 1
+            self.monitor.notify_all()
+        self.dispatch()
+
+    def take_again(self) -> None:
+        """Take a slot to go on after a wait.
+
+        :raises Abandoned: if the process gives up
+        """
+        with self.monitor:
+            self._returning += 1
+            try:
+                while self._free <= 0:
+                    self._check_open()
+                    self.monitor.wait()
+                self._check_open()
+                self._free -= 1
+            finally:
+                self._returning -= 1
+
+    def close(self) -> None:
+        """Start nothing any more, and let nobody wait."""
+        with self.monitor:
+            self._closed = True
+            self._queue.clear()
+            self.monitor.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process gave up."""
+        return self._closed
+
+    def dispatch(self) -> None:
+        """Begin queued runs while slots are free that nobody waits for."""
+        while True:
+            with self.monitor:
+                if self._closed or not self._queue or self._free <= self._returning:
+                    return
+                self._free -= 1
+                _, begin = self._queue.popitem(last=False)
+            begin()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Abandoned("this process gave the run up")

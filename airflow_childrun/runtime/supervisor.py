@@ -1,0 +1,176 @@
+"""The supervisor: drives many runs side by side in one process, and waits for their ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
+from airflow_childrun.errors import Abandoned, ChildRunError, Interrupt, LeaseLost, NotFoundError, StoreInterrupt
+from airflow_childrun.runtime.driver import RunDriver, Surroundings
+from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.waiting import Hold
+from airflow_childrun.store.api import RunRow
+
+_log = logging.getLogger("airflow_childrun")
+CONFLICT_TRIES = 20
+
+
+class Supervisor:
+    """Drives runs from the moment that they are handed over."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._monitor = house.slots.monitor
+        self._active: dict[UUID, RunJournal | None] = {}
+        self._undrivable: dict[UUID, ChildRunError] = {}
+        self.stopped: set[UUID] = set()
+
+    def hand_over(self, run_id: UUID) -> None:
+        """Drive a run as soon as a slot is free; one that is being driven, or has ended, stays as it is."""
+        with self._monitor:
+            if run_id in self._active or self._house.slots.is_closed:
+                return
+            self._active[run_id] = None
+            self._undrivable.pop(run_id, None)
+        self._house.slots.submit(run_id, self._beginner(run_id))
+
+    def wait(self, run_id: UUID, hold: Hold | None = None) -> RunRow:
+        """Wait until a run has ended, driving it if nobody else does; a slot that is held is given back meanwhile.
+
+        :raises Abandoned: if the process gives up
+        :raises ChildRunError: if the run cannot be driven here
+        """
+        row = self._find(run_id)
+        if row.is_terminal:
+            return row
+        self.hand_over(run_id)
+        self._house.slots.promote(run_id)
+        if hold is not None:
+            hold.release()
+        row = self._watch(run_id)
+        if hold is not None:
+            hold.take_again()
+        return row
+
+    def wait_while_active(self, run_ids: Iterable[UUID], timeout_s: float | None) -> set[UUID]:
+        """Wait until one more of these runs is not driven any more, or the time is over; return those still driven."""
+        wanted = set(run_ids)
+        with self._monitor:
+            before = wanted & self._active.keys()
+            if before:
+                self._monitor.wait(timeout_s)
+            return wanted & self._active.keys()
+
+    def error_of(self, run_id: UUID) -> ChildRunError | None:
+        """Return why a run cannot be driven here, or None."""
+        with self._monitor:
+            return self._undrivable.get(run_id)
+
+    def close(self) -> None:
+        """Give every run up: waits and the next io raise Abandoned; each lease is released when its thread has ended."""
+        self._house.slots.close()
+        with self._monitor:
+            journals = [journal for journal in self._active.values() if journal is not None]
+            self._active = {run_id: journal for run_id, journal in self._active.items() if journal is not None}
+        for journal in journals:
+            journal.kill()
+
+    def is_idle(self) -> bool:
+        """Whether nothing is driven."""
+        with self._monitor:
+            return not self._active
+
+    def _beginner(self, run_id: UUID) -> Callable[[], None]:
+        return lambda: self._house.scheduler.start(f"childrun {run_id}", lambda: self._drive(run_id))
+
+    def _drive(self, run_id: UUID) -> None:
+        """Drive one run in this thread, whatever happens."""
+        hold = Hold(self._house)
+        try:
+            self._drive_until_settled(run_id, hold)
+        except Abandoned:
+            _log.info("child run %s: given up by this process", run_id)
+        except LeaseLost as lost:
+            _log.warning("child run %s: %s; this process leaves it alone", run_id, lost)
+        except StoreInterrupt as broken:
+            self._give_up(run_id, broken.cause or ChildRunError(str(broken)))
+        except Interrupt as interrupt:
+            _log.warning("child run %s: left open: %s", run_id, interrupt)
+        except ChildRunError as error:
+            self._give_up(run_id, error)
+        except BaseException as error:
+            _log.exception("child run %s: the engine failed", run_id)
+            self._give_up(run_id, ChildRunError(f"{type(error).__name__} in the engine; see the log", code="run_error"))
+            raise
+        finally:
+            hold.release()
+            with self._monitor:
+                self._active.pop(run_id, None)
+                self._monitor.notify_all()
+
+    def _drive_until_settled(self, run_id: UUID, hold: Hold) -> None:
+        """Take a run over; begin anew where another writer came in between."""
+        for last in (*[False] * (CONFLICT_TRIES - 1), True):
+            driver = RunDriver(self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, hold))
+            try:
+                if self._driven(run_id, driver) == "stopped":
+                    self.stopped.add(run_id)
+            except LeaseLost:
+                if last or (driver.journal is not None and driver.journal.has_written):
+                    raise
+            else:
+                return
+
+    def _driven(self, run_id: UUID, driver: RunDriver) -> str:
+        try:
+            driver.on_open = lambda journal: self._register(run_id, journal)
+            return driver.drive()
+        except Abandoned:
+            if driver.journal is not None:
+                driver.journal.revive()
+                driver.journal.release()
+            raise
+
+    def _register(self, run_id: UUID, journal: RunJournal) -> None:
+        with self._monitor:
+            if run_id in self._active:
+                self._active[run_id] = journal
+            if self._house.slots.is_closed:
+                journal.kill()
+
+    def _give_up(self, run_id: UUID, error: ChildRunError) -> None:
+        _log.error("child run %s cannot be driven here: %s", run_id, error)
+        with self._monitor:
+            self._undrivable[run_id] = error
+
+    def _watch(self, run_id: UUID) -> RunRow:
+        """Wait for a run that this process or another one drives."""
+        while True:
+            with self._monitor:
+                while run_id in self._active:
+                    self._check_open()
+                    self._monitor.wait()
+                self._check_open()
+                error = self._undrivable.get(run_id)
+            row = self._find(run_id)
+            if row.is_terminal:
+                return row
+            if error is not None:
+                raise error
+            if row.lease_expires_at is None:
+                self.hand_over(run_id)
+            else:
+                with self._monitor:
+                    self._monitor.wait(self._house.limits.poll_s)
+
+    def _find(self, run_id: UUID) -> RunRow:
+        row = self._house.find_run(run_id)
+        if row is None:
+            raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
+        return row
+
+    def _check_open(self) -> None:
+        if self._house.slots.is_closed:
+            raise Abandoned("this process gave the run up while it waited")

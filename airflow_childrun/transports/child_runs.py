@@ -1,0 +1,354 @@
+"""The child-run transport: a run spawns child runs and awaits them through two namespaces of its IO."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from airflow_childrun.canonical import canonical_json_bytes
+from airflow_childrun.engine.ports import Extras, IoCall, Journal, Reply, RunIdentity, Superseded
+from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, check_context, prepare_run
+from airflow_childrun.errors import ChildRunError, ErrorInfo, IoError, MissingFactKeyError, OtherIoError
+from airflow_childrun.ids import child_run_id, is_op_id
+from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
+from airflow_childrun.model.manifest import RunManifest, build_manifest, manifest_id
+from airflow_childrun.model.requests import (
+    AWAIT,
+    SPAWN,
+    AwaitRequest,
+    SpawnRequest,
+    SpawnResponse,
+    read_await_request,
+    read_spawn_request,
+)
+from airflow_childrun.secret_policy import SecretPolicy
+from airflow_childrun.store.api import RunRow, RunStep
+from airflow_childrun.transports.registry import LiveIoEnv
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child ended, as its parent is told.
+
+    :param answer: the await's response, V1 or compact
+    """
+
+    row: RunRow
+    answer: dict[str, Any]
+
+
+class Nursery(Protocol):
+    """What the runtime does for the transport: look, drive, wait. Storage failures are Interrupts."""
+
+    def find_run(self, run_id: UUID) -> RunRow | None:
+        """Return a run's row."""
+
+    def newest_generation(self, slot_id: UUID) -> RunRow:
+        """Return the newest generation of a slot."""
+
+    def hand_over(self, run_id: UUID) -> None:
+        """Let the process drive a child from now on."""
+
+    def wait_terminal(self, run_id: UUID) -> RunRow:
+        """Wait, holding no slot, until a run has ended.
+
+        :raises OtherIoError: code ``child_run_task_failed``, if nobody can drive it
+        """
+
+    def end_of(self, row: RunRow, *, compact: bool) -> ChildEnd:
+        """Return how a terminal run ended."""
+
+    def continuation(self, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
+        """Return id and creating step of the generation that continues a terminal one."""
+
+    def must_heal(self, row: RunRow) -> bool:
+        """Whether the asking run continues another and has not opened this slot's next generation yet."""
+
+    def is_own_child(self, row: RunRow) -> bool:
+        """Whether the asking run, or one that it continues, spawned the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A spawn request, read and built."""
+
+    request: SpawnRequest
+    manifest: RunManifest
+    manifest_id: str
+    snapshot_id: str
+
+
+class ChildRunTransport:
+    """Serves one attempt of a parent.
+
+    :param max_depth: how deep runs may nest
+    """
+
+    def __init__(
+        self,
+        env: LiveIoEnv,
+        *,
+        journal: Journal,
+        nursery: Nursery,
+        resolver: PlanResolver,
+        policy: SecretPolicy,
+        max_depth: int,
+    ) -> None:
+        self._identity = env.identity
+        self._state_id = env.state_id
+        self._journal = journal
+        self._nursery = nursery
+        self._resolver = resolver
+        self._policy = policy
+        self._max_depth = max_depth
+
+    def request_digest(self, call: IoCall) -> str:
+        """Bind a spawn to what could change its result, an await to its child."""
+        return child_request_digest(call, self._identity, self._policy)
+
+    def mismatch(self, call: IoCall, recorded: Any) -> IoError:
+        """Say what differs between the recorded spawn and this one."""
+        return child_mismatch(call, recorded, self._policy)
+
+    def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
+        """Spawn or await.
+
+        :raises IoError: see :meth:`_spawn` and :meth:`_await`
+        """
+        if call.namespace not in (SPAWN, AWAIT):
+            raise OtherIoError("unknown io namespace", code="io_unknown_namespace")
+        if call.fact_key is None:
+            raise MissingFactKeyError("missing fact key for child-run call")
+        if call.namespace == SPAWN:
+            return self._spawn(call.fact_key, read_wanted(call.request, self._policy), superseded)
+        return self._await(read_await_request(call.request))
+
+    def _spawn(self, key: str, wanted: Wanted, superseded: Superseded | None) -> Reply:
+        """Build the child; it comes into being with its parent's fact.
+
+        :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``, ``child_run_depth_exceeded``
+        """
+        if self._identity.depth >= self._max_depth:
+            raise OtherIoError(
+                f"child runs nest {self._max_depth} deep at most; raise [childrun] max_depth if this is meant",
+                code="child_run_depth_exceeded",
+            )
+        slot_id = child_run_id(self._identity.chain_id, key)
+        generation = 1 if superseded is None else self._next_generation(slot_id)
+        run_id = child_run_id(self._identity.chain_id, key, generation)
+        existing = self._nursery.find_run(run_id)
+        if existing is not None:
+            return self._adopt(existing, wanted)
+        lineage = Lineage(
+            run_id=run_id,
+            root_run_id=self._identity.root_run_id,
+            depth=self._identity.depth + 1,
+            slot_id=slot_id,
+            generation=generation,
+            parent_run_id=self._identity.run_id,
+            slot_owner_id=self._identity.chain_id,
+            fact_key=key,
+            state_id=self._state_id,
+        )
+        prepared = self._prepare(wanted, lineage)
+        return Reply(
+            self._response(run_id, wanted.manifest_id),
+            linkage=(spawned_event(self._identity.run_id, run_id, wanted.manifest_id, key, generation),),
+            steps=(prepared.step,),
+            artifacts=prepared.artifacts,
+            after=lambda: self._nursery.hand_over(run_id),
+        )
+
+    def _next_generation(self, slot_id: UUID) -> int:
+        """Wait for the end of the newest generation: another opens only over a terminal one."""
+        newest = self._nursery.newest_generation(slot_id)
+        return self._nursery.wait_terminal(newest.run_id).generation + 1
+
+    def _prepare(self, wanted: Wanted, lineage: Lineage) -> Prepared:
+        request = Request(
+            manifest=wanted.manifest,
+            initial_context=wanted.request.initial_context,
+            parent_close_policy=wanted.request.parent_close_policy or "abandon",
+        )
+        try:
+            return prepare_run(request, lineage, self._resolver, self._policy)
+        except ChildRunError as error:
+            raise engine_failed(error) from None
+
+    def _adopt(self, existing: RunRow, wanted: Wanted) -> Reply:
+        """Take a child that exists already, as a crash of the original engine could leave it."""
+        if existing.manifest_id != wanted.manifest_id:
+            raise conflict("manifest id")
+        if existing.initial_snapshot_id != wanted.snapshot_id:
+            raise conflict("initial context")
+        run_id = existing.run_id
+        return Reply(
+            self._response(run_id, wanted.manifest_id),
+            linkage=(spawned_event(self._identity.run_id, run_id, wanted.manifest_id, None, 1),),
+            after=lambda: self._nursery.hand_over(run_id),
+        )
+
+    def _response(self, run_id: UUID, manifest: str) -> dict[str, Any]:
+        return SpawnResponse(
+            parent_run_id=str(self._identity.run_id), child_run_id=str(run_id), child_manifest_id=manifest
+        ).to_json()
+
+    def _await(self, request: AwaitRequest) -> Reply:
+        """Wait for the end of one's own child, or of its newest generation.
+
+        :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``, ``child_run_foreign``,
+            ``child_run_task_failed``
+        """
+        named = self._nursery.find_run(UUID(request.child_run_id))
+        if named is None:
+            raise OtherIoError(
+                f"the child run {request.child_run_id} does not exist; only a spawn makes one",
+                code="child_run_engine_failed",
+                category="Storage",
+            )
+        if not self._nursery.is_own_child(named):
+            raise OtherIoError(
+                f"run {request.child_run_id} is no child of this run; a run awaits only its own children",
+                code="child_run_foreign",
+            )
+        if named.manifest_id != request.child_manifest_id:
+            raise conflict("manifest id")
+        newest = self._nursery.newest_generation(named.slot_id)
+        if newest.status in ("Failed", "Cancelled") and self._nursery.must_heal(newest):
+            newest = self._heal(newest)
+        row = newest if newest.is_terminal else self._nursery.wait_terminal(newest.run_id)
+        end = self._nursery.end_of(row, compact=request.compact)
+        linkage = completed_event(row)
+        meta = {"status": row.status, "head_seq": row.head.seq, "head_hash": row.head.hash}
+        return Reply(end.answer, meta={**meta, "child_run_id": str(row.run_id)}, linkage=(linkage,))
+
+    def _heal(self, failed: RunRow) -> RunRow:
+        """Open the next generation of a child that had failed under the run which this one continues."""
+        run_id, step = self._nursery.continuation(failed, self._identity)
+        event = spawned_event(self._identity.run_id, run_id, failed.manifest_id, None, failed.generation + 1)
+        self._journal.append([event], Extras(steps=(step,)))
+        self._nursery.hand_over(run_id)
+        return self._nursery.newest_generation(failed.slot_id)
+
+
+def read_wanted(value: Any, policy: SecretPolicy) -> Wanted:
+    """Read a spawn request and build its manifest.
+
+    :raises OtherIoError: codes ``child_run_request_invalid``, ``child_run_engine_failed``
+    """
+    request = read_spawn_request(value)
+    if not is_op_id(request.op_id):
+        raise _invalid("invalid child run op_id")
+    if request.initial_context is not None and not isinstance(request.initial_context, dict):
+        raise _invalid("initial_context must be an object of keys and values")
+    if request.run_config.io_mode != "Live":
+        raise _invalid("a live parent cannot have a child in replay mode")
+    manifest = build_manifest(
+        request.op_id,
+        request.op_version,
+        op_config=request.op_config,
+        input=request.input,
+        run_config=request.run_config,
+    )
+    try:
+        policy.check(manifest.input_params, "the child's manifest")
+        snapshot = check_context(request.initial_context, policy)
+        return Wanted(request, manifest, manifest_id(manifest), hashlib.sha256(snapshot).hexdigest())
+    except ChildRunError as error:
+        raise engine_failed(error, "ParsingInput") from None
+
+
+def child_request_digest(call: IoCall, identity: RunIdentity, policy: SecretPolicy) -> str:
+    """Return the digest of what could change the result: of a spawn its manifest, context and parent.
+
+    :raises IoError: if the request alone tells that it cannot be served
+    """
+    if call.namespace == SPAWN:
+        wanted = read_wanted(call.request, policy)
+        bound = [SPAWN, wanted.manifest_id, wanted.snapshot_id, str(identity.chain_id)]
+    elif call.namespace == AWAIT:
+        request = read_await_request(call.request)
+        bound = [AWAIT, request.child_run_id, request.child_manifest_id, "compact" if request.compact else "v1"]
+    else:
+        bound = [call.namespace]
+    return hashlib.sha256(canonical_json_bytes(bound)).hexdigest()
+
+
+def child_mismatch(call: IoCall, recorded: Any, policy: SecretPolicy) -> IoError:
+    """Return ``child_run_conflict`` naming what differs from the recorded spawn or await."""
+    if call.namespace == SPAWN and isinstance(recorded, Mapping):
+        same = recorded.get("child_manifest_id") == read_wanted(call.request, policy).manifest_id
+        return conflict("initial context" if same else "operation, configuration, input or run_config")
+    return OtherIoError(
+        f"the key {call.fact_key!r} holds another request; give the new one another key",
+        code="fact_request_mismatch",
+        category="ParsingInput",
+    )
+
+
+class ChildRunBinding:
+    """The pure half of the transport, for replay."""
+
+    def __init__(self, identity: RunIdentity, policy: SecretPolicy) -> None:
+        self._identity = identity
+        self._policy = policy
+
+    def request_digest(self, call: IoCall) -> str:
+        """Bind like the live transport."""
+        return child_request_digest(call, self._identity, self._policy)
+
+    def mismatch(self, call: IoCall, recorded: Any) -> IoError:
+        """Refuse like the live transport."""
+        return child_mismatch(call, recorded, self._policy)
+
+
+def spawned_event(parent: UUID, child: UUID, manifest: str, key: str | None, generation: int) -> DomainEvent:
+    """Return the linkage event of a spawn: the three fields of V1, and which generation if not the first."""
+    payload: dict[str, Any] = {
+        "parent_run_id": str(parent),
+        "child_run_id": str(child),
+        "child_manifest_id": manifest,
+    }
+    if generation > 1:
+        payload["generation"] = generation
+        if key is not None:
+            payload["fact_key"] = key
+    return DomainEvent(name=CHILD_RUN_SPAWNED, payload=payload)
+
+
+def completed_event(row: RunRow) -> DomainEvent:
+    """Return the linkage event of an await."""
+    payload = {
+        "child_run_id": str(row.run_id),
+        "status": row.status,
+        "final_snapshot_id": row.final_snapshot_id,
+    }
+    return DomainEvent(name=CHILD_RUN_COMPLETED, payload=payload)
+
+
+def conflict(what: str) -> OtherIoError:
+    """Return ``child_run_conflict``, naming what differs."""
+    return OtherIoError(
+        f"a child run exists under this key with a different {what}; give the new child another key",
+        code="child_run_conflict",
+        details={"differs": what},
+    )
+
+
+def engine_failed(error: ChildRunError, category: Any = None) -> OtherIoError:
+    """Return ``child_run_engine_failed`` with the cause's own code in the details."""
+    info: ErrorInfo = error.info
+    return OtherIoError(
+        f"the child run cannot be made: {info.message} [{info.code}]",
+        code="child_run_engine_failed",
+        category=category or info.category,
+        retryable=info.retryable,
+        details={"code": info.code},
+    )
+
+
+def _invalid(message: str) -> OtherIoError:
+    return OtherIoError(message, code="child_run_request_invalid", category="ParsingInput")

@@ -241,25 +241,22 @@ def _stream(store: Store, run_id: UUID) -> Iterator[StoredEvent]:
         seq = page[-1].seq + 1
 
 
+_REFERENCES: Mapping[type[Event], tuple[str, ...]] = {
+    RunStarted: ("manifest_id", "initial_snapshot_id", "plan_id"),
+    StateEntered: ("base_snapshot_id",),
+    StateCompleted: ("context_snapshot_id",),
+    StateFailed: ("failure_snapshot_id",),
+    RunCompleted: ("final_snapshot_id",),
+    DomainEvent: ("payload_ref",),
+}
+_PAYLOAD_REFERENCES: Mapping[str, str] = {FACT_RECORDED: "payload_id", ARTIFACT_WRITTEN: "artifact_id"}
+
+
 def _references(event: Event) -> Iterator[str]:
-    match event:
-        case RunStarted():
-            found: list[Any] = [event.manifest_id, event.initial_snapshot_id, event.plan_id]
-        case StateEntered():
-            found = [event.base_snapshot_id]
-        case StateCompleted():
-            found = [event.context_snapshot_id]
-        case StateFailed():
-            found = [event.failure_snapshot_id]
-        case RunCompleted():
-            found = [event.final_snapshot_id]
-        case DomainEvent():
-            payload = event.payload if isinstance(event.payload, Mapping) else {}
-            found = [event.payload_ref]
-            if event.name == FACT_RECORDED:
-                found.append(payload.get("payload_id"))
-            if event.name == ARTIFACT_WRITTEN:
-                found.append(payload.get("artifact_id"))
+    """Yield the ids of the artifacts that an event names."""
+    found: list[Any] = [getattr(event, name) for name in _REFERENCES[type(event)]]
+    if isinstance(event, DomainEvent) and isinstance(event.payload, Mapping):
+        found.append(event.payload.get(_PAYLOAD_REFERENCES.get(event.name, "")))
     for artifact_id in found:
         if isinstance(artifact_id, str):
             yield artifact_id

@@ -78,8 +78,10 @@ def artifact_id(data: bytes) -> str:
 def decode_stored(data: bytes) -> Any:
     """Return the value of canonical bytes that we stored.
 
-    RFC 8785 writes large doubles as integer literals: a literal outside [-2^63, 2^64-1] becomes a ``float``. So
-    encoding the result gives the same bytes again.
+    RFC 8785 writes whole doubles as integer literals. A literal outside [-2^63, 2^64-1] becomes a ``float``, one inside
+    an ``int``, even if it was a ``float`` when it was written: ``float()`` of it is the same double (between 2^53 and
+    2^64 the integer itself may be another, since only the digits that tell doubles apart are written). Encoding the
+    result gives the same bytes again.
 
     :raises CanonicalError: ``not_json``, if the bytes are not JSON
     """

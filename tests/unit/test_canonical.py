@@ -146,11 +146,35 @@ def test_specified_child_manifest_id() -> None:
     manifest = {
         "op_id": "proof",
         "op_version": "v1",
-        "input_params": {"op_config": {}, "input": {"i": 0}},
+        "input_params": {
+            "pipeline": {
+                "machine_id": "proof",
+                "pipeline_version": "v1",
+                "steps": [{"step_id": "main", "op_id": "proof", "op_version": "v1", "op_config": {}}],
+            },
+            "input": {"i": 0},
+        },
+        "run_config": {
+            "io_mode": "Live",
+            "retry_policy": {"max_attempts": 3, "backoff": {"Fixed": {"delay": {"secs": 0, "nanos": 0}}}},
+            "event_profile": "Normal",
+            "execution_mode": "Sequential",
+            "context_checkpointing": "AfterEveryState",
+            "replay_missing_fact_retryable": False,
+            "skip_tags": [],
+            "nix_flake_allowlist": ["github:willyrgf/mfm"],
+        },
+        "build": {
+            "git_commit": None,
+            "cargo_lock_hash": None,
+            "flake_lock_hash": None,
+            "rustc_version": None,
+            "target_triple": None,
+            "env_allowlist": [],
+        },
     }
-    assert canonical_json_bytes(manifest) == (
-        b'{"input_params":{"input":{"i":0},"op_config":{}},"op_id":"proof","op_version":"v1"}'
-    )
+    identity = artifact_id(canonical_json_bytes(manifest))
+    assert identity == "2aa85e1506cc3a95b85226251d190692ea5e239a947034418a504295d756257a"
 
 
 def test_s08_keys_are_sorted_at_every_level_and_a_newline_is_escaped() -> None:

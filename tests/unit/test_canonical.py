@@ -283,7 +283,7 @@ class Pair(NamedTuple):
         Pair(1, 2),
         OrderedDict(a=1),
         defaultdict(list),
-        (item for item in ()),
+        iter([1]),
     ],
     ids=lambda odd: type(odd).__name__,
 )

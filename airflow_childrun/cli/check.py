@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from airflow_childrun.cli import output
+from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import settings_of
 from airflow_childrun.clock import SystemClock, SystemEntropy
 from airflow_childrun.errors import SchemaError, StorageError
 from airflow_childrun.hooks.connection import StoreSettings, open_store
 from airflow_childrun.store.api import Owner, Store
 from airflow_childrun.store.sql import migrate as migrations
-from airflow_childrun.store.sql.address import require_driver
+from airflow_childrun.store.sql.address import require_driver, require_file
 from airflow_childrun.store.sql.provision import ensure_schema, readable_elsewhere
 
 _CLOCK_TOLERANCE_S = 10
@@ -44,10 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         for each in findings:
             output.write_json({"test": each.test, "status": each.status, "about": each.about})
     else:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table = table_with("test", "status", "about", header=False)
         for each in findings:
-            table.add_row(each.test, f"[{_COLOURS[each.status]}]{each.status}[/]", each.about)
-        Console(highlight=False).print(table)
+            table.add_row(each.test, f"[{_COLOURS[each.status]}]{each.status}[/]", escape(each.about))
+        show(table)
     return int(any(each.status == "failed" for each in findings))
 
 
@@ -88,6 +88,8 @@ def _rights(store: Store) -> Finding:
 
 
 def _isolation(settings: StoreSettings) -> Finding:
+    if settings.address.get_backend_name() == "sqlite":
+        return Finding("isolation", "ok", "a file of its own")
     readable = readable_elsewhere(settings.address, settings.schema)
     if not readable:
         return Finding("isolation", "ok", "the login can read no other tables")
@@ -113,6 +115,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     require_driver(settings.address)
     if arguments.check:
         try:
+            require_file(settings.address)
             migrations.check(settings.address, schema=settings.schema)
         except SchemaError as error:
             output.fail(error.code, error.info.message)

@@ -17,6 +17,7 @@ from airflow_childrun.store.sql.address import Address, describe_address, parse_
 from airflow_childrun.store.sql.provision import (
     Grant,
     admin_engine,
+    airflow_database,
     default_role,
     ensure_schema,
     has_role,
@@ -99,7 +100,7 @@ def _place_of_url(arguments: argparse.Namespace, known: StoreSettings | None) ->
     schema = arguments.schema or (metadata.SCHEMA if arguments.create_role else None)
     deployment_id = _deployment_id(arguments, known)
     _refuse_another(known, address, schema)
-    if arguments.create_role:
+    if arguments.create_role and schema:
         address = _with_own_login(address, schema, arguments, known)
     return Place(address, schema, deployment_id)
 
@@ -166,7 +167,8 @@ def _known(conn_id: str) -> StoreSettings | None:
 
     if conn_id.lower() in environment_connections():
         output.note(f"note: AIRFLOW_CONN_{conn_id.upper()} is set here, and hides the connection in Airflow's database")
-    found = read_metadata_connection(conn_id)
+    with airflow_database():
+        found = read_metadata_connection(conn_id)
     return None if found is None else settings_from_connection(found)
 
 
@@ -206,7 +208,8 @@ def _write(conn_id: str, connection: dict[str, Any]) -> None:
     from airflow_childrun._airflow import write_metadata_connection
 
     fields = {**connection, "extra": output.json_text(connection["extra"])}
-    write_metadata_connection(conn_id, fields, "The store of airflow-childrun, made by `childrun init`.")
+    with airflow_database():
+        write_metadata_connection(conn_id, fields, "The store of airflow-childrun, made by `childrun init`.")
 
 
 def _print(conn_id: str, connection: dict[str, Any], *, as_json: bool) -> None:
@@ -222,7 +225,7 @@ def _warn_of_sharing(place: Place) -> None:
     _say("")
     _say("WARNING      every task can now read and change what Airflow's own login can:")
     _say(f"             {tables}")
-    _say("             Connections and variables are among it. Without --share-metadata-credentials it cannot.")
+    _say("             Without --share-metadata-credentials they get a login that sees the store alone.")
     _say("")
 
 

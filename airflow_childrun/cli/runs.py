@@ -7,7 +7,6 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
 from rich.json import JSON
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.cli import output
 from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, moment, seen, span
+from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.model.events import DomainEvent, Event, RunCompleted, RunStarted, StateFailed
 from airflow_childrun.store.api import RunFilter, RunRow, Store
@@ -22,12 +22,6 @@ from airflow_childrun.store.codec import decode_events
 
 COLOURS = {"Pending": "dim", "Running": "cyan", "Completed": "green", "Failed": "red", "Cancelled": "yellow"}
 _CHILDREN_SHOWN = 10
-
-
-def console() -> Console:
-    """Return a console that does not cut ids where it cannot know the width."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=200)
 
 
 def coloured(status: str) -> str:
@@ -53,15 +47,15 @@ def list_runs(arguments: argparse.Namespace) -> int:
         for each in found:
             output.write_json(each.to_json())
     else:
-        console().print(table_of(found) if found else "no runs")
+        show(table_of(found) if found else "no runs")
     return 0
 
 
 def table_of(runs: list[SeenRun]) -> Table:
     """Return a table of runs; its columns are stable."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("RUN", "STATUS", "OPERATION", "KEY", "GEN", "STARTED (UTC)", "DURATION", "ERROR"):
-        table.add_column(name, no_wrap=name in {"RUN", "STATUS", "STARTED (UTC)", "DURATION"}, overflow="fold")
+    table = table_with("RUN", "STATUS", "OPERATION", "KEY", "GEN", "STARTED (UTC)", "DURATION", "ERROR")
+    for column in (table.columns[0], table.columns[1], table.columns[5], table.columns[6]):
+        column.no_wrap = True
     for each in runs:
         row = each.row
         table.add_row(
@@ -88,19 +82,18 @@ def show_run(arguments: argparse.Namespace) -> int:
         counts = {status: sum(child.status == status for child in children) for status in COLOURS}
         output.write_json({**run.to_json(), "children": counts, "snapshot": snapshot})
         return 0
-    screen = console()
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts = table_with("", "", header=False)
     for name, value in _lines(run):
         facts.add_row(f"[bold]{name}[/]", value)
-    screen.print(facts)
+    show(facts)
     if snapshot is not None:
-        screen.print("\n[bold]snapshot[/]" + (" (the last; the run has not ended)" if not row.is_terminal else ""))
-        screen.print(JSON(output.json_text(snapshot)))
+        show("\n[bold]snapshot[/]" + (" (the last; the run has not ended)" if not row.is_terminal else ""))
+        show(JSON(output.json_text(snapshot)))
     if children:
-        screen.print(f"\n[bold]children[/] {len(children)}: {summary(children)}")
-        screen.print(table_of(seen(store, islice(children, _CHILDREN_SHOWN))))
+        show(f"\n[bold]children[/] {len(children)}: {summary(children)}")
+        show(table_of(seen(store, islice(children, _CHILDREN_SHOWN))))
         if len(children) > _CHILDREN_SHOWN:
-            screen.print(f"... `childrun runs list --parent {row.run_id}` shows the rest")
+            show(f"... `childrun runs list --parent {row.run_id}` shows the rest")
     return 0
 
 
@@ -152,9 +145,7 @@ def show_events(arguments: argparse.Namespace) -> int:
             event = decode_stored(each.body)
             output.write_json({"seq": each.seq, "recorded_at": each.recorded_at, "hash": each.hash, "event": event})
         return 0
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("SEQ", "TIME (UTC)", "AFTER", "EVENT", "WHAT"):
-        table.add_column(name, justify="right" if name in {"SEQ", "AFTER"} else "left", overflow="fold")
+    table = table_with("SEQ", "TIME (UTC)", "AFTER", "EVENT", "WHAT", right=frozenset({"SEQ", "AFTER"}))
     began = row.created_at
     for each, event in decode_events(stored):
         name = event.name if isinstance(event, DomainEvent) else event.tag
@@ -165,7 +156,7 @@ def show_events(arguments: argparse.Namespace) -> int:
             _emphasised(event, escape(name)),
             escape(what(event)),
         )
-    console().print(table)
+    show(table)
     return 0
 
 

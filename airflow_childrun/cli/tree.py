@@ -11,7 +11,8 @@ from rich.tree import Tree
 
 from airflow_childrun.cli import output
 from airflow_childrun.cli.reading import SeenRun, find_run, seen, span
-from airflow_childrun.cli.runs import COLOURS, console, summary
+from airflow_childrun.cli.runs import COLOURS, summary
+from airflow_childrun.cli.screen import show
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.store.api import RunRow, Store
 
@@ -30,7 +31,7 @@ def show_tree(arguments: argparse.Namespace) -> int:
         for each in walk(store, row):
             output.write_json(each.to_json())
         return 0
-    console().print(tree_of(store, row, arguments.width))
+    show(tree_of(store, row, arguments.width))
     return 0
 
 

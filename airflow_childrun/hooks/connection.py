@@ -173,12 +173,13 @@ def forget_store(settings: StoreSettings) -> None:
 
 def _connect(settings: StoreSettings) -> Store:
     from airflow_childrun.store.sql import migrate
-    from airflow_childrun.store.sql.address import require_driver
+    from airflow_childrun.store.sql.address import require_driver, require_file
     from airflow_childrun.store.sql.store import SqlStore
 
     option = f" --conn-id {settings.conn_id}" if settings.conn_id else ""
     require_driver(settings.address)
     try:
+        require_file(settings.address)
         migrate.check(settings.address, schema=settings.schema)
     except UnavailableError as error:
         raise UnavailableError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import PurePath
+from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from airflow_childrun.errors import HostError
+from airflow_childrun.errors import HostError, SchemaError
 
 Address = URL
 
@@ -51,7 +51,7 @@ def build_address(
             "the database is missing (field 'schema' of the connection: the database's name; for SQLite the file's path)",
             code="connection_invalid",
         )
-    if dialect == "sqlite" and not PurePath(database).is_absolute():
+    if dialect == "sqlite" and not Path(database).is_absolute():
         raise HostError(
             f"the path of the SQLite file must be absolute, not {database!r}: every process must mean the same file",
             code="connection_invalid",
@@ -109,6 +109,18 @@ def require_driver(address: Address) -> None:
         raise HostError(
             f"the driver {driver!r} is not installed here: pip install 'airflow-childrun[{_EXTRAS.get(driver, driver)}]'",
             code="driver_missing",
+        )
+
+
+def require_file(address: Address) -> None:
+    """Check that a SQLite store's file is here: connecting would make an empty one.
+
+    :raises SchemaError: naming the command
+    """
+    if address.get_backend_name() == "sqlite" and not Path(str(address.database)).is_file():
+        raise SchemaError(
+            f"there is no file {address.database!r} on this machine: `childrun migrate` makes it. A SQLite store serves"
+            " one machine; for several take PostgreSQL"
         )
 
 

@@ -10,12 +10,13 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from airflow_childrun.clock import SystemEntropy
@@ -77,6 +78,22 @@ def statements(grant: Grant) -> tuple[str, ...]:
     )
 
 
+@contextmanager
+def airflow_database() -> Iterator[None]:
+    """Turn what goes wrong in Airflow's own database into one clear error.
+
+    :raises HostError: code ``metadata_unusable``
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise HostError(
+            f"Airflow's metadata database cannot be used ({type(error).__name__}): is it there, and migrated (`airflow db"
+            " migrate`)? `childrun init --url URL --print-connection` does without it",
+            code="metadata_unusable",
+        ) from None
+
+
 def admin_engine(address: URL) -> Engine:
     """Return an engine that keeps no connection and does not wait long for one."""
     timeout = {"connect_timeout": 10} if address.get_backend_name() == "postgresql" else {}
@@ -101,7 +118,10 @@ def provision(engine: Engine, grant: Grant, password: str | None) -> Provisioned
 
 def _not_allowed(engine: Engine, grant: Grant) -> NotAllowedError:
     return NotAllowedError(
-        f"the login {engine.url.username!r} may not create the role {grant.role!r} and the schema {grant.schema!r}",
+        f"the login {engine.url.username!r} may not create the role {grant.role!r} and the schema {grant.schema!r}. Have"
+        " the SQL below run by somebody who may, then give that login: `childrun init"
+        f" --url postgresql://{grant.role}:PASSWORD@HOST/{grant.database} --schema {grant.schema}` (with --url - it asks"
+        " the standard input for the URL)",
         statements=statements(grant),
     )
 
@@ -185,7 +205,8 @@ def ensure_schema(address: URL, schema: str) -> None:
         if _sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
             raise UnavailableError(_first_line(error)) from None
         raise NotAllowedError(
-            f"the login {address.username!r} may not create the schema {schema!r}",
+            f"the login {address.username!r} may not create the schema {schema!r}. Have the SQL below run by somebody who"
+            " may, then try again",
             statements=(
                 f"CREATE SCHEMA {_quoted(schema)}",
                 f"GRANT USAGE, CREATE ON SCHEMA {_quoted(schema)} TO {_quoted(address.username or '')}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -74,6 +74,11 @@ class FactIo:
         self._scene = scene
         self._binding = binding
         self._ordinal = 0
+
+    @property
+    def airflow(self) -> Mapping[str, Any] | None:
+        """What Airflow said of the topmost run, or None outside of Airflow."""
+        return self._scene.identity.airflow
 
     def call(self, call: IoCall) -> IoResult:
         """Ask the world once; see :class:`~airflow_childrun.engine.ports.IoProvider`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
@@ -139,16 +139,22 @@ class RunIdentity:
     """Who a run is.
 
     :param chain_id: the run at the start of its chain of generations: owner of its slots, tokens and derived keys
+    :param airflow: what Airflow said of the topmost run when this one was spawned, or None
     """
 
     run_id: UUID
     chain_id: UUID
     root_run_id: UUID
     depth: int
+    airflow: Mapping[str, Any] | None = None
 
 
 class IoProvider(Protocol):
     """What a handler sees of the world."""
+
+    @property
+    def airflow(self) -> Mapping[str, Any] | None:
+        """What Airflow said of the topmost run, or None outside of Airflow."""
 
     def call(self, call: IoCall) -> IoResult:
         """Ask the world once; with a fact key, a recorded answer is returned without asking again."""

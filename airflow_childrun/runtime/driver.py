@@ -179,7 +179,9 @@ class RunDriver:
         return Router(registry, env)
 
     def _identity(self, history: RunHistory) -> RunIdentity:
-        return RunIdentity(history.run_id, history.chain_id, self._row.root_run_id, self._row.depth)
+        return RunIdentity(
+            history.run_id, history.chain_id, self._row.root_run_id, self._row.depth, history.start.airflow
+        )
 
     def _read_snapshot(self, journal: RunJournal, snapshot_id: str) -> bytes:
         """Return the base of an attempt: as it was written a moment ago, or from the store."""

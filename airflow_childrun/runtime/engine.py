@@ -91,7 +91,7 @@ class ExecutionEngine:
         history = load_history(house.store, run_id)
         manifest = read_manifest(house.store, row.root_run_id, history.start)
         plan = house.resolver.resolve(manifest)
-        identity = RunIdentity(run_id, history.chain_id, row.root_run_id, row.depth)
+        identity = RunIdentity(run_id, history.chain_id, row.root_run_id, row.depth, history.start.airflow)
         binding = RouterBinding(house, identity)
         replayer = Replayer(identity, plan, manifest.run_config, house.policy, binding)
 

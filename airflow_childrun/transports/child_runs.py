@@ -172,6 +172,7 @@ class ChildRunTransport:
             manifest=wanted.manifest,
             initial_context=wanted.request.initial_context,
             parent_close_policy=wanted.request.parent_close_policy or "abandon",
+            airflow=self._identity.airflow,
         )
         try:
             return prepare_run(request, lineage, self._resolver, self._policy)

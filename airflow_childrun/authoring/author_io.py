@@ -1,0 +1,252 @@
+"""``io``: what a handler has of the world. Everything recorded through it is asked once and known ever after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from airflow_childrun.authoring.encoder import decode, encode, hints_of
+from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult
+from airflow_childrun.authoring.steps import as_policy, run_step
+from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder
+from airflow_childrun.errors import InputError
+from airflow_childrun.model.config import RetryPolicy, RunConfig
+from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest
+
+if TYPE_CHECKING:
+    from airflow_childrun.authoring.operation import Operation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Io:
+    """The ``io`` of one handler, for its thread alone.
+
+    Keys of steps, children and sleeps live under the handler's state: ``<state>/<key>``, by default
+    ``<state>/<name>#<n>``. Only the raw :meth:`call` takes its key as it is.
+
+    :param airflow: dag_id, run_id, logical date and data interval, as recorded when the run was spawned; None outside Airflow
+    """
+
+    def __init__(
+        self, provider: IoProvider, recorder: Recorder, state: str, airflow: Mapping[str, Any] | None = None
+    ) -> None:
+        self._provider = provider
+        self._recorder = recorder
+        self._state = state
+        self._counts: Counter[str] = Counter()
+        self.airflow = airflow
+
+    def call(self, namespace: str, request: Any, fact_key: str | None = None, *, allow_keys: Iterable[str] = ()) -> Any:
+        """Ask a transport; with a fact key, once.
+
+        :raises IoError: what the world, or the way to it, has against the request
+        """
+        body = encode(request, f"the request to {namespace}")
+        return self._provider.call(IoCall(namespace, body, fact_key, frozenset(allow_keys))).response
+
+    def record_value(self, key: str, value: Any) -> str:
+        """Record a value under a key and return its artifact id.
+
+        :raises OtherIoError: code ``fact_payload_conflict``, if another value stands there
+        """
+        return self._provider.record_value(self._key(key), encode(value, f"the value of {key!r}"))
+
+    def get_recorded_fact(self, key: str) -> str | None:
+        """Return the artifact id of the answer recorded under a full key, or None."""
+        return self._provider.find_fact(key)
+
+    def now_millis(self) -> int:
+        """Return the time, recorded, in milliseconds since 1970-01-01 UTC."""
+        return self._provider.now_millis()
+
+    def random_bytes(self, size: int) -> bytes:
+        """Return random bytes, recorded."""
+        return self._provider.random_bytes(size)
+
+    def emit(self, name: str, payload: Any = None) -> None:
+        """Write an event of your own into the run's stream.
+
+        :raises OtherRunError: codes ``secrets_detected``, ``domain_event_invalid``
+        """
+        self._recorder.emit(name, encode(payload, f"the event {name!r}"))
+
+    def step(
+        self,
+        function: Callable[..., R],
+        *args: Any,
+        key: str | None = None,
+        retry: int | RetryPolicy = 0,
+        allow_keys: Iterable[str] = (),
+        **kwargs: Any,
+    ) -> R:
+        """Call a function once, and return what it returned ever after.
+
+        :param key: names the call where its position must not
+        :param retry: how often it may be tried again after an exception, with growing waits, or a whole policy
+        :param allow_keys: names of keys in the result that the secret policy lets through
+        :raises OtherIoError: code ``step_failed``, once no further try is left; recorded, so raised again on re-entry
+        :raises InputError: code ``value_not_encodable``, if the arguments cannot be recorded
+        """
+        name = _name_of(function)
+        full_key = self._key(key, name)
+        request = (
+            encode([list(args), kwargs], f"the arguments of step {name!r}")
+            if kwargs
+            else encode(list(args), f"the arguments of step {name!r}")
+        )
+        policy = as_policy(retry)
+        call = IoCall(
+            name,
+            request,
+            full_key,
+            frozenset(allow_keys),
+            local=lambda waits: run_step(lambda: function(*args, **kwargs), name, full_key, policy, waits),
+        )
+        response = self._provider.call(call).response
+        result: R = decode(response, hints_of(function).get("return"), f"what step {name!r} returned")
+        return result
+
+    def spawn(
+        self,
+        operation: Operation,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        config: Any = None,
+        run_config: RunConfig | None = None,
+    ) -> ChildHandle:
+        """Spawn a child run; it works from now on beside this one.
+
+        :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``
+        :raises InputError: if the input does not fit the operation
+        """
+        full_key = self._key(key, operation.name)
+        request = _spawn_request(operation, input, config, run_config)
+        answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
+        return _handle(answer, operation, full_key)
+
+    def await_child(self, child: ChildHandle, operation: Operation | None = None) -> ChildResult:
+        """Wait for a child of this run to end, holding no slot.
+
+        :param operation: whose return type the output is to have
+        """
+        return self._await_all([child], operation)[0]
+
+    def map(
+        self,
+        operation: Operation,
+        inputs: Iterable[Any],
+        *,
+        key: str | Callable[[Any], Any] | None = None,
+        config: Any = None,
+        run_config: RunConfig | None = None,
+    ) -> list[ChildResult]:
+        """Run an operation once per element, all side by side, and return how each ended, in the order of the elements.
+
+        :param key: a function of the element, or a field's name, that names the child; by default its position does
+        :raises InputError: if two elements have the same key, or an input does not fit
+        """
+        elements = list(inputs)
+        keys = self._keys_of(operation, elements, key)
+        calls = [
+            IoCall(SPAWN, _spawn_request(operation, element, config, run_config), full_key)
+            for element, full_key in zip(elements, keys, strict=True)
+        ]
+        answers = self._provider.call_many(calls) if calls else []
+        children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
+        return self._await_all(children, operation)
+
+    def sleep(self, seconds: float, *, key: str | None = None) -> None:
+        """Wait durably: a crash neither forgets nor repeats the wait; no slot is held."""
+        self._provider.sleep(self._key(key, "sleep"), round(seconds * 1_000_000))
+
+    def idempotency_token(self, key: str) -> str:
+        """Return a token to send along with the outside call of the step ``key``: the same after a crash."""
+        return self._provider.idempotency_token(self._key(key))
+
+    def _await_all(self, children: Sequence[ChildHandle], operation: Operation | None) -> list[ChildResult]:
+        calls = [
+            IoCall(
+                AWAIT,
+                AwaitRequest(
+                    child_run_id=child.child_run_id, child_manifest_id=child.child_manifest_id, compact=True
+                ).to_json(),
+                f"{child.key}/end",
+            )
+            for child in children
+        ]
+        answers = self._provider.call_many(calls) if calls else []
+        return [read_result(answer.response, operation) for answer in answers]
+
+    def _keys_of(
+        self, operation: Operation, elements: Sequence[Any], key: str | Callable[[Any], Any] | None
+    ) -> list[str]:
+        if key is None:
+            return [self._key(None, operation.name) for _ in elements]
+        names = [name_element(element, key, index) for index, element in enumerate(elements)]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"two elements of io.map({operation.name}) have the key {twice!r}; choose a key that tells them apart",
+                code="child_key_duplicate",
+            )
+        return [self._key(f"{operation.name}/{name}") for name in names]
+
+    def _key(self, key: str | None, name: str = "") -> str:
+        if key is not None:
+            return f"{self._state}/{key}"
+        number = self._counts[name]
+        self._counts[name] += 1
+        return f"{self._state}/{name}#{number}"
+
+
+def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> str:
+    """Return the name that a key function or a field gives an element.
+
+    :raises InputError: code ``child_key_missing``, if the element has no such field
+    """
+    if callable(key):
+        return str(encode(key(element), f"the key of element {index}"))
+    found = element.get(key) if isinstance(element, Mapping) else getattr(element, key, None)
+    if found is None:
+        raise InputError(f"element {index} has no field {key!r} to be named by", code="child_key_missing")
+    return str(encode(found, f"the key of element {index}"))
+
+
+def read_result(answer: Mapping[str, Any], operation: Operation | None) -> ChildResult:
+    """Return a recorded compact answer as a result, its output by the operation's return type."""
+    cause = answer.get("cause")
+    error = None
+    if cause is not None:
+        error = ChildError(cause["code"], cause["message"], cause["retryable"], cause["state_id"])
+    output = answer["output"]
+    if operation is not None and answer["status"] == "Completed":
+        output = operation.decode_output(output)
+    return ChildResult(answer["child_run_id"], answer["status"], output, answer["final_snapshot_id"], error)
+
+
+def _spawn_request(operation: Operation, element: Any, config: Any, run_config: RunConfig | None) -> dict[str, Any]:
+    return SpawnRequest(
+        op_id=operation.name,
+        op_version=operation.version,
+        op_config=encode(config, f"the config of {operation.name}"),
+        input=operation.encode_input(element),
+        run_config=run_config or operation.run_config,
+        parent_close_policy="cancel",
+    ).to_json()
+
+
+def _handle(answer: Mapping[str, Any], operation: Operation, key: str) -> ChildHandle:
+    return ChildHandle(answer["child_run_id"], answer["child_manifest_id"], operation.name, operation.version, key)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", None)
+    if not name or name == "<lambda>":
+        raise InputError(
+            "a step needs a function with a name, since its name is its key; define one with def", code="step_unnamed"
+        )
+    return str(name)

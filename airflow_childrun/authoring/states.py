@@ -1,0 +1,121 @@
+"""States: a function, what its parameters ask for, and the node of the plan that it becomes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from airflow_childrun.authoring.author_io import Io
+from airflow_childrun.authoring.encoder import decode, encode, hints_of
+from airflow_childrun.engine.context import Context, NamespacedContext
+from airflow_childrun.engine.ports import IoProvider, Recorder
+from airflow_childrun.errors import OperationError, StateError
+from airflow_childrun.ids import is_op_id
+from airflow_childrun.model.config import RetryPolicy
+from airflow_childrun.model.plan import SideEffects, StateMeta, StateNode
+
+Handler = Callable[..., Any]
+RESERVED = frozenset({"io", "ctx", "config"})
+
+
+@dataclass(frozen=True)
+class State:
+    """A declared state.
+
+    :param returns: the type hint of its result
+    """
+
+    name: str
+    function: Handler
+    parameters: Mapping[str, inspect.Parameter]
+    returns: Any
+    after: tuple[str, ...]
+    tags: tuple[str, ...]
+    retry: RetryPolicy | None
+    side_effects: SideEffects
+    idempotency: str | None
+
+    @classmethod
+    def of(
+        cls,
+        function: Handler,
+        after: tuple[str, ...],
+        tags: tuple[str, ...],
+        retry: RetryPolicy | None,
+        side_effects: SideEffects,
+        idempotency: str | None,
+        *,
+        name: str | None = None,
+    ) -> Self:
+        """Read a function's signature.
+
+        :raises OperationError: code ``invalid_handler``, if it is no plain ``def`` or has a parameter that nothing can fill
+        """
+        own_name = name or str(getattr(function, "__name__", ""))
+        if not is_op_id(own_name) or own_name in RESERVED:
+            raise OperationError(f"{own_name!r} is no name for a state: use lower-case letters, digits and underscores")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise OperationError(
+                f"{own_name!r} must be a plain def; for concurrency spawn children or use io.map",
+                code="invalid_handler",
+            )
+        hints = hints_of(function)
+        parameters = {}
+        for key, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise OperationError(
+                    f"{own_name!r} has the parameter {key!r}; a handler's parameters are filled by name",
+                    code="invalid_handler",
+                )
+            parameters[key] = parameter.replace(annotation=hints.get(key, parameter.annotation))
+        returns = hints.get("return", Any)
+        return cls(own_name, function, parameters, returns, after, tags, retry, side_effects, idempotency)
+
+    def sources(self, states: Mapping[str, State]) -> tuple[str, ...]:
+        """Return the states that must have finished before this one."""
+        wanted = (key for key in self.parameters if key in states and key != self.name)
+        return tuple(dict.fromkeys((*wanted, *self.after)))
+
+    def inputs(self, states: Mapping[str, State]) -> dict[str, inspect.Parameter]:
+        """Return the parameters that the run's input fills."""
+        return {key: value for key, value in self.parameters.items() if key not in RESERVED and key not in states}
+
+    def describe(self, states: Mapping[str, State]) -> list[Any]:
+        """Return what a plan says of the state."""
+        retry = self.retry.to_json() if self.retry else None
+        return [self.name, list(self.sources(states)), list(self.tags), self.side_effects, self.idempotency, retry]
+
+
+def build_node(
+    state: State, prefix: str, states: Mapping[str, State], arguments: Mapping[str, Any], config: Any
+) -> StateNode:
+    """Return the node of a plan that runs a state's function.
+
+    :param prefix: ``<operation>.main.``: of state ids and of context keys
+    :param arguments: the run's input by parameter
+    """
+
+    def handle(context: Context, provider: IoProvider, recorder: Recorder) -> None:
+        own = NamespacedContext(context, prefix)
+        io = Io(provider, recorder, state.name, provider.airflow)
+        given: dict[str, Any] = {}
+        for key in state.parameters:
+            if key == "io":
+                given[key] = io
+            elif key == "ctx":
+                given[key] = own
+            elif key == "config":
+                given[key] = config
+            elif key in states:
+                given[key] = decode(own.read(key), states[key].returns, f"the result of state {key!r}")
+            elif key in arguments:
+                given[key] = arguments[key]
+        result = state.function(**given)
+        if inspect.isawaitable(result) or inspect.isgenerator(result):
+            raise StateError(f"{state.name} returned {type(result).__name__}: a handler is a plain def")
+        own.write(state.name, encode(result, f"what {state.name!r} returned"))
+
+    meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry)
+    return StateNode(prefix + state.name, handle, meta)

@@ -1,0 +1,63 @@
+"""Steps: plain Python functions as calls to the outside world, tried again as often as their author allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from airflow_childrun.authoring.encoder import encode
+from airflow_childrun.engine.ports import Waits
+from airflow_childrun.errors import ChildRunError, IoError, OtherIoError
+from airflow_childrun.model.config import Duration, Exponential, RetryPolicy
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 1, 60
+MESSAGE_LIMIT = 2000
+
+
+def as_policy(retry: int | RetryPolicy) -> RetryPolicy:
+    """Return a number of further tries as a policy: waits of 1, 2, 4 ... 60 seconds."""
+    if isinstance(retry, RetryPolicy):
+        return retry
+    backoff = Exponential(base_delay=Duration(secs=FIRST_WAIT_S), max_delay=Duration(secs=LONGEST_WAIT_S))
+    return RetryPolicy(max_attempts=retry + 1, backoff=backoff)
+
+
+def run_step(function: Callable[[], Any], name: str, key: str, policy: RetryPolicy, waits: Waits) -> Any:
+    """Call a function until it succeeds or no try is left; a wait between tries survives a crash.
+
+    :raises IoError: the last failure; code ``step_failed`` for an exception of the function's own
+    """
+    opened = waits.find(key)
+    failures = opened[0] if opened else 0
+    if opened:
+        waits.resume(opened[1])
+    while True:
+        try:
+            return encode(function(), f"what step {name!r} returned")
+        except Exception as raised:
+            failure = _failure(raised, name)
+            failures += 1
+            if failures >= policy.attempts or not failure.retryable:
+                raise failure from raised
+        delay = waits.jitter(policy.delay_us(failures - 1), policy.jitter_percent)
+        waits.pause(key, failures, delay)
+
+
+def _failure(raised: Exception, name: str) -> IoError:
+    if isinstance(raised, IoError):
+        return raised
+    if isinstance(raised, ChildRunError):
+        info = raised.info
+        return OtherIoError(info.message, code=info.code, category=info.category, retryable=info.retryable)
+    text = f"step {name!r} raised {type(raised).__name__}: {raised}"
+    return OtherIoError(
+        text[:MESSAGE_LIMIT].encode("utf-8", "replace").decode("utf-8"),
+        code="step_failed",
+        category="OffChain",
+        retryable=not _is_final(raised),
+    )
+
+
+def _is_final(raised: Exception) -> bool:
+    """Whether an exception says itself that trying again is useless, as Airflow's does; known by name, not by import."""
+    return any(cls.__name__ == "AirflowFailException" for cls in type(raised).__mro__)

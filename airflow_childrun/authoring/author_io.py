@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
-from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult
+from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult, Spawnable
 from airflow_childrun.authoring.steps import as_policy, run_step
 from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder
 from airflow_childrun.errors import InputError
 from airflow_childrun.model.config import RetryPolicy, RunConfig
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest
 
-if TYPE_CHECKING:
-    from airflow_childrun.authoring.operation import Operation
-
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -111,7 +107,7 @@ class Io:
 
     def spawn(
         self,
-        operation: Operation,
+        operation: Spawnable,
         input: Any = None,
         *,
         key: str | None = None,
@@ -128,7 +124,7 @@ class Io:
         answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
         return _handle(answer, operation, full_key)
 
-    def await_child(self, child: ChildHandle, operation: Operation | None = None) -> ChildResult:
+    def await_child(self, child: ChildHandle, operation: Spawnable | None = None) -> ChildResult:
         """Wait for a child of this run to end, holding no slot.
 
         :param operation: whose return type the output is to have
@@ -137,7 +133,7 @@ class Io:
 
     def map(
         self,
-        operation: Operation,
+        operation: Spawnable,
         inputs: Iterable[Any],
         *,
         key: str | Callable[[Any], Any] | None = None,
@@ -167,7 +163,7 @@ class Io:
         """Return a token to send along with the outside call of the step ``key``: the same after a crash."""
         return self._provider.idempotency_token(self._key(key))
 
-    def _await_all(self, children: Sequence[ChildHandle], operation: Operation | None) -> list[ChildResult]:
+    def _await_all(self, children: Sequence[ChildHandle], operation: Spawnable | None) -> list[ChildResult]:
         calls = [
             IoCall(
                 AWAIT,
@@ -182,7 +178,7 @@ class Io:
         return [read_result(answer.response, operation) for answer in answers]
 
     def _keys_of(
-        self, operation: Operation, elements: Sequence[Any], key: str | Callable[[Any], Any] | None
+        self, operation: Spawnable, elements: Sequence[Any], key: str | Callable[[Any], Any] | None
     ) -> list[str]:
         if key is None:
             return [self._key(None, operation.name) for _ in elements]
@@ -216,7 +212,7 @@ def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> s
     return str(encode(found, f"the key of element {index}"))
 
 
-def read_result(answer: Mapping[str, Any], operation: Operation | None) -> ChildResult:
+def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> ChildResult:
     """Return a recorded compact answer as a result, its output by the operation's return type."""
     cause = answer.get("cause")
     error = None
@@ -228,7 +224,7 @@ def read_result(answer: Mapping[str, Any], operation: Operation | None) -> Child
     return ChildResult(answer["child_run_id"], answer["status"], output, answer["final_snapshot_id"], error)
 
 
-def _spawn_request(operation: Operation, element: Any, config: Any, run_config: RunConfig | None) -> dict[str, Any]:
+def _spawn_request(operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None) -> dict[str, Any]:
     return SpawnRequest(
         op_id=operation.name,
         op_version=operation.version,
@@ -239,7 +235,7 @@ def _spawn_request(operation: Operation, element: Any, config: Any, run_config: 
     ).to_json()
 
 
-def _handle(answer: Mapping[str, Any], operation: Operation, key: str) -> ChildHandle:
+def _handle(answer: Mapping[str, Any], operation: Spawnable, key: str) -> ChildHandle:
     return ChildHandle(answer["child_run_id"], answer["child_manifest_id"], operation.name, operation.version, key)
 
 

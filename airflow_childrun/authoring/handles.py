@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from airflow_childrun.model.config import RunConfig
+
+
+class Spawnable(Protocol):
+    """What can be spawned: an operation, as far as ``io`` needs to know it."""
+
+    name: str
+    version: str
+    run_config: RunConfig
+
+    def encode_input(self, element: Any) -> Any:
+        """Return an input as JSON, after checking it."""
+
+    def decode_output(self, value: Any) -> Any:
+        """Return a recorded output as its type."""
 
 
 @dataclass(frozen=True, slots=True)

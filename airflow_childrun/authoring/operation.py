@@ -119,7 +119,7 @@ class Operation:
         :raises InvalidPlanError: if the states make no valid graph
         :raises InputError: if input or config do not fit
         """
-        states = self.states_for(manifest.op_config)
+        states = self._states_for(manifest.op_config)
         fields = self.input_fields(states)
         arguments = self._arguments(manifest.input, fields)
         prefix = f"{self.name}.{MAIN_STEP}."

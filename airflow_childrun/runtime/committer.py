@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from airflow_childrun.errors import StorageError
+from airflow_childrun.errors import StorageError, UnavailableError
 from airflow_childrun.runtime.scheduler import Scheduler
 from airflow_childrun.store.api import Commit, Committed, Conflict, Store
 
@@ -75,16 +75,25 @@ class Committer:
         return batch
 
     def _carry_out(self, batch: list[_Waiting]) -> None:
-        answers: list[Committed | Conflict | BaseException]
-        failed: StorageError = StorageError("the thread that led this group commit died", retryable=True)
-        answers = [failed] * len(batch)
+        # Should this thread die in the store, the outcome is unknown: who waits submits the identical commit again.
+        died = UnavailableError("the thread that led this group commit died")
+        answers: list[Committed | Conflict | BaseException] = [died] * len(batch)
         try:
-            answers = [*self._store.commit([waiting.commit for waiting in batch])]
-        except StorageError as error:
-            answers = [error] * len(batch)
+            answers = self._ask(batch)
         finally:
             with self._monitor:
                 for waiting, answer in zip(batch, answers, strict=True):
                     waiting.answer = answer
                 self._led = False
                 self._monitor.notify_all()
+
+    def _ask(self, batch: list[_Waiting]) -> list[Committed | Conflict | BaseException]:
+        """Hand a batch to the store; where it refuses the whole, each member alone: one bad member harms no other."""
+        try:
+            return [*self._store.commit([waiting.commit for waiting in batch])]
+        except UnavailableError as error:
+            return [error] * len(batch)
+        except StorageError as error:
+            if len(batch) == 1:
+                return [error]
+        return [answer for waiting in batch for answer in self._ask([waiting])]

@@ -6,11 +6,12 @@ from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.engine.history import RunHistory, Stream, fold_chain
+from airflow_childrun.engine.prepare import PlanResolver
 from airflow_childrun.errors import CorruptionError, InvalidHistoryError, InvalidPlanError, NotFoundError
 from airflow_childrun.model.events import Continues, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan, plan_differences
-from airflow_childrun.store.api import Store
+from airflow_childrun.store.api import RunRow, Store
 from airflow_childrun.store.codec import decode_events
 
 
@@ -72,10 +73,7 @@ def check_drift(store: Store, root_run_id: UUID, history: RunHistory, plan: Exec
     started = history.start
     if plan.op_id != started.op_id:
         raise InvalidPlanError(f"the plan is that of {plan.op_id}, not {started.op_id}", code="plan_op_id_mismatch")
-    if started.plan_id is None or started.plan_id == plan.plan_id:
-        return
-    body = store.get_artifacts(root_run_id, [started.plan_id]).get(started.plan_id)
-    found = plan_differences(decode_stored(body), plan, history.last_entered) if body else ["its plan is missing"]
+    found = _differences(store, root_run_id, history, plan)
     if found:
         raise InvalidPlanError(
             f"the operation {plan.op_id} {plan.op_version} changed under run {history.run_id}: {'; '.join(found)}. Bring "
@@ -83,3 +81,18 @@ def check_drift(store: Store, root_run_id: UUID, history: RunHistory, plan: Exec
             code="plan_drift",
             details={"differences": found},
         )
+
+
+def is_drifted(store: Store, row: RunRow, resolver: PlanResolver) -> bool:
+    """Whether a run's operation has another plan now, up to the last state that the run entered."""
+    history = load_history(store, row.run_id)
+    plan = resolver.resolve(read_manifest(store, row.root_run_id, history.start))
+    return bool(_differences(store, row.root_run_id, history, plan))
+
+
+def _differences(store: Store, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> list[str]:
+    plan_id = history.start.plan_id
+    if plan_id is None or plan_id == plan.plan_id:
+        return []
+    body = store.get_artifacts(root_run_id, [plan_id]).get(plan_id)
+    return plan_differences(decode_stored(body), plan, history.last_entered) if body else ["its plan is missing"]

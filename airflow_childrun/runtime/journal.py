@@ -10,11 +10,21 @@ from airflow_childrun.canonical import artifact_id
 from airflow_childrun.clock import Entropy
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import NO_EXTRAS, Extras
-from airflow_childrun.errors import Abandoned, LeaseLost, NotFoundError
+from airflow_childrun.errors import Abandoned, Interrupt, LeaseLost, NotFoundError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import Event
 from airflow_childrun.runtime.committer import Committer
 from airflow_childrun.runtime.patience import Patience
-from airflow_childrun.store.api import Artifact, Commit, Conflict, ReleaseLease, RunStep, Store, TakeLease
+from airflow_childrun.store.api import (
+    Artifact,
+    Commit,
+    Committed,
+    Conflict,
+    NewEvent,
+    ReleaseLease,
+    RunStep,
+    Store,
+    TakeLease,
+)
 from airflow_childrun.store.codec import encode_event
 from airflow_childrun.store.projection import moves_of
 
@@ -56,70 +66,74 @@ class RunJournal:
         self._entropy = entropy
         self._guard = guard
         self._staged: list[Event] = []
+        self._encoded: list[NewEvent] = []
         self._staged_artifacts: list[Artifact] = []
-        self._dead = False
+        self._ended: Interrupt | None = None
         self.has_written = False
 
     def stage(self, events: Sequence[Event], artifacts: Sequence[Artifact] = ()) -> None:
-        """Count events as happened; they become durable with the next append or flush."""
+        """Count events as happened; they become durable with the next append or flush.
+
+        :raises CanonicalError: if one of them cannot be stored; none is counted then
+        """
+        encoded = [encode_event(event) for event in events]
         for event in events:
             self.history.apply(self.history.head + 1, event)
         self._staged += events
+        self._encoded += encoded
         self._staged_artifacts += artifacts
 
     def append(self, events: Sequence[Event], extras: Extras = NO_EXTRAS) -> None:
         """Make events durable, with what is staged before them.
 
         :raises LeaseLost: if somebody else drives the run
-        :raises StoreInterrupt: if the store stays unavailable
+        :raises StoreInterrupt: if the store stays unavailable, or refuses
         :raises Abandoned: if this process gave the run up
         """
+        self._require_alive()
         self.stage(events)
         self.flush(extras)
 
     def flush(self, extras: Extras = NO_EXTRAS, *, release: bool = False) -> None:
         """Make what is staged durable; with ``release`` the run has no owner afterwards."""
-        if self._dead:
-            raise Abandoned("this process gave the run up")
+        self._require_alive()
         lease = ReleaseLease() if release and self._lease is None else self._lease
         if not self._staged and not extras.steps and lease is None:
             return
         commit = self._commit(lease, extras)
-        answer = self._patience.attempt(lambda: self._committer.submit(commit))
-        run_id = self.history.run_id
-        if isinstance(answer, Conflict):
-            self._dead = True
-            raise LeaseLost(f"run {answer.run_id} was moved by somebody else ({answer.reason})")
+        head = self._submit(commit).heads[self.history.run_id]
         self.has_written = True
-        head = answer.heads[run_id]
         self._head, self._epoch, self._lease = head.seq, head.epoch, None
-        self._staged, self._staged_artifacts = [], []
+        self._drop_staged()
 
     def release(self) -> None:
         """Give the lease back, leaving the attempt as it is."""
         if self._lease is None:
-            self._staged, self._staged_artifacts = [], []
+            self._drop_staged()
             self.flush(release=True)
 
     def kill(self) -> None:
         """Refuse every later write: the io of this attempt is dead."""
-        self._dead = True
+        self._ended = self._ended or Abandoned("this process gave the run up")
 
     def revive(self) -> None:
         """Let the driver write its last word after the handler has ended."""
-        self._dead = False
+        self._ended = None
 
     def read_artifact(self, artifact_id: str) -> bytes:
         """Return an artifact of the run's tree.
 
-        :raises NotFoundError: code ``artifact_not_found``
+        :raises StoreInterrupt: if it is missing or not what it was
         """
-        found = self._patience.attempt(lambda: self._store.get_artifacts(self.root_run_id, [artifact_id]))
-        if artifact_id not in found:
-            raise NotFoundError(
-                f"artifact {artifact_id} of run {self.history.run_id} is missing; run `childrun verify`",
-                code="artifact_not_found",
-            )
+        try:
+            found = self._patience.attempt(lambda: self._store.get_artifacts(self.root_run_id, [artifact_id]))
+            if artifact_id not in found:
+                raise NotFoundError(
+                    f"artifact {artifact_id} of run {self.history.run_id} is missing; run `childrun verify`",
+                    code="artifact_not_found",
+                )
+        except StorageError as error:
+            raise StoreInterrupt(str(error), error) from error
         return found[artifact_id]
 
     def artifact(self, kind: str, body: bytes) -> Artifact:
@@ -128,16 +142,37 @@ class RunJournal:
 
     def before_call(self) -> None:
         """Raise an Interrupt if the run may not act on the world any more."""
-        if self._dead:
-            raise Abandoned("this process gave the run up")
+        self._require_alive()
         self._guard.require_safe()
+
+    def _require_alive(self) -> None:
+        """Raise once more what ended this journal: a handler may have swallowed it."""
+        if self._ended is not None:
+            raise self._ended
+
+    def _submit(self, commit: Commit) -> Committed:
+        """Submit a commit; whatever stands in its way ends this journal, for what is staged has lost its artifacts."""
+        try:
+            answer = self._patience.attempt(lambda: self._committer.submit(commit))
+            if isinstance(answer, Conflict):
+                raise LeaseLost(f"run {answer.run_id} was moved by somebody else ({answer.reason})")
+        except StorageError as error:
+            self._ended = StoreInterrupt(str(error), error)
+            raise self._ended from error
+        except Interrupt as interrupt:
+            self._ended = interrupt
+            raise
+        return answer
+
+    def _drop_staged(self) -> None:
+        self._staged, self._encoded, self._staged_artifacts = [], [], []
 
     def _commit(self, lease: TakeLease | ReleaseLease | None, extras: Extras) -> Commit:
         step = RunStep(
             self.history.run_id,
             self._head,
             self._epoch,
-            tuple(encode_event(event) for event in self._staged),
+            tuple(self._encoded),
             moves_of(self._staged),
             lease=lease,
         )

@@ -1,0 +1,334 @@
+"""The host run: an Airflow task instance as the parent of child runs, through its tries, clears and re-creations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+from airflow_childrun.canonical import artifact_id, canonical_json_bytes
+from airflow_childrun.engine.history import RunHistory
+from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_step
+from airflow_childrun.errors import HostError
+from airflow_childrun.ids import child_run_id
+from airflow_childrun.model.events import ENGINE, HOST_TRY, DomainEvent, Event, RunStarted
+from airflow_childrun.runtime.histories import is_drifted, load_history
+from airflow_childrun.runtime.host_tree import Opening, TreeKeeper, WantedChild, known_of, newest_of
+from airflow_childrun.runtime.host_try import (
+    HostCoordinates,
+    Kind,
+    Known,
+    Listed,
+    OnClear,
+    TryFacts,
+    action_of,
+    kind_of,
+    listed_of,
+    plan_keys,
+)
+from airflow_childrun.runtime.house import House
+from airflow_childrun.store.api import (
+    AirflowCoordinates,
+    Artifact,
+    Commit,
+    Committed,
+    Conflict,
+    InboxPost,
+    RunRow,
+    RunStep,
+    TakeLease,
+)
+from airflow_childrun.store.codec import encode_event
+from airflow_childrun.store.projection import moves_of
+
+HOST_OP_ID = "task_instance"
+CHUNK = 200
+OnPlanChange = Literal["fail", "respawn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A child as this try has it.
+
+    :param run_id: the generation that the try's list names
+    """
+
+    key: str
+    slot_id: UUID
+    run_id: UUID
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A try that has begun.
+
+    :param ran: how many children this try spawned, continued or started again
+    """
+
+    kind: Kind
+    slots: tuple[Slot, ...]
+    ran: int
+
+
+class HostRun:
+    """One task instance's run, during one try.
+
+    Every append carries the epoch that the try raised when it began: a try that another one followed writes nothing more.
+
+    :param airflow: what children are told of Airflow: dag_id, run_id, logical date and data interval
+    """
+
+    def __init__(self, house: House, coordinates: HostCoordinates, facts: TryFacts, airflow: Mapping[str, Any]) -> None:
+        self._house = house
+        self._coordinates = coordinates
+        self._facts = facts
+        self._airflow = dict(airflow)
+        self._root = coordinates.root_run_id()
+        self._row: RunRow | None = None
+        self._history: RunHistory | None = None
+        self._head, self._epoch = 0, 0
+
+    @property
+    def root_run_id(self) -> UUID:
+        """The tree: that of the DAG run."""
+        return self._root
+
+    @property
+    def incarnation(self) -> int:
+        """A number that every later try of this task instance exceeds."""
+        return (self._row.generation if self._row else 1) * 2**32 + self._epoch
+
+    def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> Opened:
+        """Begin the try with the list of its children, and make those exist that do not yet.
+
+        :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
+        :raises ChildRunError: what is wrong with an operation, an input or a configuration; nothing is stored then
+        """
+        kind, last = self._recognise()
+        host_id = self._host_id(kind)
+        keeper = TreeKeeper(self._house, host_id, self._root, self._airflow)
+        newest = newest_of(self._house.store, (child_run_id(host_id, child.key) for child in wanted))
+        newest |= newest_of(self._house.store, (child_run_id(host_id, entry.key) for entry in last))
+        known = known_of(host_id, wanted, newest)
+        for child in wanted:
+            if child.key not in known:
+                keeper.check(child)
+        known |= self._known_only_before(host_id, last, known, newest)
+        listed = plan_keys(kind, last, [child.key for child in wanted], known, on_clear)
+        listed = self._follow_plan_change(listed, known, on_plan_change, kind)
+        self._begin(kind, listed)
+        self._close_vanished(kind, last, listed, known)
+        ran = self._open(keeper, {child.key: child for child in wanted}, listed, known)
+        return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran)
+
+    def attach(self, slot_ids: Sequence[UUID]) -> Opened:
+        """Begin the try of a task that only awaits: take what is there, or continue what its own last try saw end badly.
+
+        :raises HostError: code ``stale_attempt``
+        """
+        kind, last = self._recognise()
+        named = {entry.key: entry.generation for entry in last}
+        newest = newest_of(self._house.store, slot_ids)
+        keeper = TreeKeeper(self._house, self._host_id(kind), self._root, self._airflow)
+        listed: list[Listed] = []
+        for slot_id in slot_ids:
+            row = newest[slot_id]
+            again = kind in ("retry", "clear") and named.get(str(slot_id)) == row.generation
+            failed = row.is_terminal and row.status != "Completed"
+            generation = row.generation + 1 if again and failed else row.generation
+            listed.append(Listed(str(slot_id), generation, row.run_id if generation > row.generation else None))
+        self._begin(kind, listed)
+        openings = [keeper.resume(newest[UUID(entry.key)]) for entry in listed if entry.continues is not None]
+        self._commit_openings(openings)
+        ids = newest_of(self._house.store, slot_ids)
+        slots = tuple(
+            Slot(entry.key, slot_id, ids[slot_id].run_id, ids[slot_id].generation)
+            for entry, slot_id in zip(listed, slot_ids, strict=True)
+        )
+        return Opened(kind, slots, len(openings))
+
+    def _recognise(self) -> tuple[Kind, list[Listed]]:
+        """Find the newest host run and say what this try is to it."""
+        first = self._coordinates.run_id()
+        rows = newest_of(self._house.store, [first])
+        self._row = rows.get(first)
+        if self._row is None:
+            return "first", []
+        self._history = load_history(self._house.store, self._row.run_id)
+        self._head, self._epoch = self._row.head.seq, self._row.head.epoch
+        last = self._history.host_tries[-1] if self._history.host_tries else None
+        kind = kind_of(last, self._facts)
+        if kind == "stale":
+            raise HostError(
+                f"try {self._facts.try_number} of this task is not the newest any more: another one has begun since. "
+                "It stops here and has changed nothing",
+                code="stale_attempt",
+            )
+        return kind, [] if kind == "recreated" else listed_of(last)
+
+    def _host_id(self, kind: Kind) -> UUID:
+        if self._row is None:
+            return self._coordinates.run_id()
+        return self._coordinates.run_id(self._row.generation + 1) if kind == "recreated" else self._row.run_id
+
+    def _begin(self, kind: Kind, listed: Sequence[Listed]) -> None:
+        """Write ``host_try``: from here on only this try appends."""
+        payload = {**self._facts.to_json(), "kind": kind, "keys": [entry.to_json() for entry in listed]}
+        event = DomainEvent(name=HOST_TRY, payload=payload)
+        if kind in ("first", "recreated"):
+            self._create(kind, event)
+        else:
+            self._append([event], lease=TakeLease(None))
+
+    def _create(self, kind: Kind, event: DomainEvent) -> None:
+        """Create the host run; over a deleted one, fence that off and ask its children to end."""
+        host_id = self._host_id(kind)
+        old = self._row if kind == "recreated" else None
+        generation = old.generation + 1 if old else 1
+        started, artifacts = self._started(generation)
+        lineage = Lineage(host_id, self._root, slot_id=self._coordinates.run_id(), generation=generation)
+        where = AirflowCoordinates(
+            self._coordinates.dag_id,
+            self._coordinates.dag_run_id,
+            self._coordinates.task_id,
+            self._coordinates.map_index,
+        )
+        step = create_step(started, lineage, "task_instance", where)
+        events = (*step.events, encode_event(event))
+        create = RunStep(step.run_id, 0, None, events, moves_of([started, event]), create=step.create)
+        steps: list[RunStep] = [create]
+        posts: list[InboxPost] = []
+        if old is not None:
+            steps.append(RunStep(old.run_id, old.head.seq, old.head.epoch, lease=TakeLease(None)))
+            posts = self._close_posts(row for row in self._house.store.children_of(old.run_id))
+        committed = self._submit(Commit(self._house.entropy.new_id(), tuple(steps), artifacts, tuple(posts)))
+        self._head, self._epoch = committed.heads[host_id].seq, committed.heads[host_id].epoch
+        self._row = self._house.store.find_run(host_id)
+
+    def _started(self, generation: int) -> tuple[RunStarted, tuple[Artifact, ...]]:
+        body = canonical_json_bytes({"airflow": self._airflow})
+        manifest = Artifact(self._root, artifact_id(body), MANIFEST, body)
+        snapshot = Artifact(self._root, artifact_id(b"{}"), SNAPSHOT, b"{}")
+        started = RunStarted(
+            op_id=HOST_OP_ID,
+            manifest_id=manifest.id,
+            initial_snapshot_id=snapshot.id,
+            engine=ENGINE,
+            kind="task_instance",
+            op_version="1",
+            root_run_id=str(self._root),
+            generation=generation,
+            airflow=self._airflow,
+        )
+        return started, (manifest, snapshot)
+
+    def _known_only_before(
+        self, host_id: UUID, last: Sequence[Listed], known: Mapping[str, Known], newest: Mapping[UUID, RunRow]
+    ) -> dict[str, Known]:
+        """Return children that the last try listed and this one does not ask for."""
+        found: dict[str, Known] = {}
+        for entry in last:
+            row = newest.get(child_run_id(host_id, entry.key))
+            if row is not None and entry.key not in known:
+                found[entry.key] = Known(row, same_request=True)
+        return found
+
+    def _follow_plan_change(
+        self, listed: Sequence[Listed], known: Mapping[str, Known], on_plan_change: OnPlanChange, kind: Kind
+    ) -> list[Listed]:
+        """Start children afresh whose operation has another plan now, if the author wants that."""
+        if on_plan_change == "fail" or kind in ("first", "recreated", "same"):
+            return list(listed)
+        return [self._respawned(entry, known.get(entry.key)) for entry in listed]
+
+    def _respawned(self, entry: Listed, child: Known | None) -> Listed:
+        if child is None or child.row.status == "Completed" or not self._has_drifted(child.row):
+            return entry
+        return Listed(entry.key, max(entry.generation, child.row.generation + 1))
+
+    def _has_drifted(self, row: RunRow) -> bool:
+        return is_drifted(self._house.store, row, self._house.resolver)
+
+    def _close_vanished(
+        self, kind: Kind, last: Sequence[Listed], listed: Sequence[Listed], known: Mapping[str, Known]
+    ) -> None:
+        """Ask children to end that a clear's new list no longer names."""
+        if kind != "clear":
+            return
+        still = {entry.key for entry in listed}
+        gone = [known[entry.key].row for entry in last if entry.key not in still and entry.key in known]
+        posts = self._close_posts(gone)
+        if posts:
+            self._house.patience.attempt(lambda: self._house.store.post(posts))
+
+    def _close_posts(self, rows: Any) -> list[InboxPost]:
+        body = canonical_json_bytes({"reason": "no longer listed", "host_run_id": str(self._coordinates.run_id())})
+        return [
+            InboxPost(row.run_id, self._house.entropy.new_id(), "close", body)
+            for row in rows
+            if not row.is_terminal and row.kind == "operation"
+        ]
+
+    def _open(
+        self,
+        keeper: TreeKeeper,
+        wanted: Mapping[str, WantedChild],
+        listed: Sequence[Listed],
+        known: Mapping[str, Known],
+    ) -> int:
+        """Make every listed generation exist, some hundred to a commit."""
+        openings: list[Opening] = []
+        for entry in listed:
+            action = action_of(entry, known)
+            if action == "spawn":
+                openings.append(keeper.spawn(wanted[entry.key], entry.generation))
+            elif action == "continue":
+                openings.append(keeper.resume(known[entry.key].row))
+            elif action == "respawn":
+                ended = keeper.end(known[entry.key].row, "respawned")
+                opening = keeper.spawn(wanted[entry.key], entry.generation)
+                steps = opening.steps if ended is None else (ended, *opening.steps)
+                openings.append(Opening(opening.events, steps, opening.artifacts))
+        self._commit_openings(openings)
+        return len(openings)
+
+    def _commit_openings(self, openings: Sequence[Opening]) -> None:
+        for start in range(0, len(openings), CHUNK):
+            chunk = openings[start : start + CHUNK]
+            events = [event for opening in chunk for event in opening.events]
+            steps = tuple(step for opening in chunk for step in opening.steps)
+            unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
+            self._append(events, steps, tuple(unique.values()))
+
+    def _append(
+        self,
+        events: Sequence[Event],
+        steps: tuple[RunStep, ...] = (),
+        artifacts: tuple[Artifact, ...] = (),
+        lease: TakeLease | None = None,
+    ) -> None:
+        if self._row is None:
+            raise AssertionError(self._coordinates)
+        host_id = self._row.run_id
+        encoded = tuple(encode_event(event) for event in events)
+        step = RunStep(host_id, self._head, self._epoch, encoded, moves_of(events), lease=lease)
+        commit = Commit(self._house.entropy.new_id(), (step, *steps), artifacts)
+        head = self._submit(commit).heads[host_id]
+        self._head, self._epoch = head.seq, head.epoch
+
+    def _submit(self, commit: Commit) -> Committed:
+        answer = self._house.patience.attempt(lambda: self._house.committer.submit(commit))
+        if isinstance(answer, Conflict):
+            raise HostError(
+                f"another try of this task, or another process, moved run {answer.run_id} in the meantime "
+                f"({answer.reason}); this try stops here and has changed nothing since",
+                code="stale_attempt",
+                retryable=True,
+            )
+        return answer
+
+    def _slot(self, host_id: UUID, entry: Listed) -> Slot:
+        slot_id = child_run_id(host_id, entry.key)
+        return Slot(entry.key, slot_id, child_run_id(host_id, entry.key, entry.generation), entry.generation)

@@ -1,0 +1,163 @@
+"""What a host run asks of the store: its slots, their newest generations, and the steps that open new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun.canonical import artifact_id, canonical_json_bytes
+from airflow_childrun.engine.decide import close_orphan
+from airflow_childrun.engine.fact_io import FACT_PAYLOAD
+from airflow_childrun.engine.ports import RunIdentity
+from airflow_childrun.engine.prepare import Lineage, Prepared, Request, prepare_run
+from airflow_childrun.ids import child_run_id
+from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted
+from airflow_childrun.model.manifest import RunManifest
+from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
+from airflow_childrun.runtime.histories import load_history
+from airflow_childrun.runtime.host_try import Known
+from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.nursery import continuation
+from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Store, TakeLease
+from airflow_childrun.store.codec import encode_event
+from airflow_childrun.store.projection import moves_of
+from airflow_childrun.transports.child_runs import spawned_event
+
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class WantedChild:
+    """An element of a host's list: what is to be run under which key.
+
+    :param snapshot_id: artifact id of the initial context
+    """
+
+    key: str
+    manifest: RunManifest
+    manifest_id: str
+    initial_context: Any
+    snapshot_id: str
+    parent_close_policy: ClosePolicy = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Events of the host and steps on other streams that make a generation exist."""
+
+    events: tuple[Event, ...]
+    steps: tuple[RunStep, ...]
+    artifacts: tuple[Artifact, ...]
+
+
+def newest_of(store: Store, slot_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
+    """Return the newest generation of each slot that has one, by slot id."""
+    newest: dict[UUID, RunRow] = {}
+    wanted = list(slot_ids)
+    for start in range(0, len(wanted), PAGE):
+        where = RunFilter(slot_ids=frozenset(wanted[start : start + PAGE]))
+        for row in all_runs(store, where):
+            if row.slot_id not in newest or newest[row.slot_id].generation < row.generation:
+                newest[row.slot_id] = row
+    return newest
+
+
+def all_runs(store: Store, where: RunFilter) -> Iterable[RunRow]:
+    """Return every run that a filter describes, page by page."""
+    cursor: str | None = None
+    while True:
+        page = store.find_runs(where, cursor, PAGE)
+        yield from page.rows
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def known_of(host_id: UUID, wanted: Sequence[WantedChild], newest: Mapping[UUID, RunRow]) -> dict[str, Known]:
+    """Return what exists of the wanted children, and whether it was asked for in the same words."""
+    known: dict[str, Known] = {}
+    for child in wanted:
+        row = newest.get(child_run_id(host_id, child.key))
+        if row is not None:
+            known[child.key] = Known(row, row.manifest_id == child.manifest_id)
+    return known
+
+
+class TreeKeeper:
+    """Builds what a host run's commits do to its children."""
+
+    def __init__(self, house: House, host_id: UUID, root_run_id: UUID, airflow: Mapping[str, Any]) -> None:
+        self._house = house
+        self._host_id = host_id
+        self._root = root_run_id
+        self._airflow = airflow
+
+    def spawn(self, child: WantedChild, generation: int = 1) -> Opening:
+        """Open a generation that starts afresh; everything that can be refused is refused here.
+
+        :raises ChildRunError: see :func:`~airflow_childrun.engine.prepare.prepare_run`
+        """
+        prepared = self._prepare(child, generation)
+        run_id = prepared.step.run_id
+        linkage = spawned_event(self._host_id, run_id, child.manifest_id, child.key, generation)
+        if generation > 1:
+            return Opening((linkage,), (prepared.step,), prepared.artifacts)
+        response = SpawnResponse(
+            parent_run_id=str(self._host_id), child_run_id=str(run_id), child_manifest_id=child.manifest_id
+        )
+        body = canonical_json_bytes(response.to_json())
+        payload = Artifact(self._root, artifact_id(body), FACT_PAYLOAD, body)
+        digest = artifact_id(canonical_json_bytes([child.manifest_id, child.snapshot_id, str(self._host_id)]))
+        fact = {"key": child.key, "payload_id": payload.id, "meta": {"request_digest": digest}}
+        recorded = DomainEvent(name=FACT_RECORDED, payload=fact)
+        return Opening((recorded, linkage), (prepared.step,), (payload, *prepared.artifacts))
+
+    def check(self, child: WantedChild) -> None:
+        """Refuse what a spawn would refuse, before anything is stored."""
+        self._prepare(child, 1)
+
+    def resume(self, row: RunRow) -> Opening:
+        """Open the generation that continues a terminal run.
+
+        :raises NotFoundError: code ``run_not_found``
+        """
+        identity = RunIdentity(self._host_id, self._host_id, self._root, 0)
+        run_id, step = continuation(self._house.store, row, identity)
+        generation = row.generation + 1
+        return Opening((self._linkage(row, run_id, generation),), (step,), ())
+
+    def end(self, row: RunRow, why: str) -> RunStep | None:
+        """Return the step that ends a run which nobody may go on with; None if it has ended."""
+        if row.is_terminal:
+            return None
+        history = load_history(self._house.store, row.run_id)
+        events: list[Event] = list(close_orphan(history, lapsed=False, limit=0))
+        events.append(RunCompleted(status="Cancelled", final_snapshot_id=history.checkpoint_id, reason={"code": why}))
+        lease = TakeLease(self._house.keeper.session_id())
+        encoded = tuple(encode_event(event) for event in events)
+        return RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+
+    def _linkage(self, row: RunRow, run_id: UUID, generation: int) -> DomainEvent:
+        event = spawned_event(self._host_id, run_id, row.manifest_id, None, generation)
+        return event.model_copy(update={"payload": {**event.payload, "slot_id": str(row.slot_id)}})
+
+    def _prepare(self, child: WantedChild, generation: int) -> Prepared:
+        request = Request(
+            child.manifest,
+            child.initial_context,
+            parent_close_policy=child.parent_close_policy,
+            airflow=self._airflow,
+        )
+        lineage = Lineage(
+            run_id=child_run_id(self._host_id, child.key, generation),
+            root_run_id=self._root,
+            depth=1,
+            slot_id=child_run_id(self._host_id, child.key),
+            generation=generation,
+            parent_run_id=self._host_id,
+            slot_owner_id=self._host_id,
+            fact_key=child.key,
+        )
+        return prepare_run(request, lineage, self._house.resolver, self._house.policy)

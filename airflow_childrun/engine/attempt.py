@@ -10,6 +10,7 @@ from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.context import StagedContext, snapshot_bytes
 from airflow_childrun.engine.ports import IoProvider, Journal
 from airflow_childrun.errors import (
+    CATEGORIES,
     CanonicalError,
     ChildRunError,
     ErrorInfo,
@@ -67,12 +68,28 @@ def run_handler(
         return Failed(policy.redact_info(describe(raised)), raised)
 
 
-def describe(raised: BaseException) -> ErrorInfo:
-    """Return what is recorded of something a handler raised, before redaction."""
+def describe(raised: BaseException, code: str = HANDLER_RAISED) -> ErrorInfo:
+    """Return what can be recorded of something raised, before redaction.
+
+    :param code: of what is no error of ours
+    """
     if isinstance(raised, ChildRunError):
-        return raised.info
-    text = f"{type(raised).__name__}: {raised}"[:MESSAGE_LIMIT]
-    return ErrorInfo(HANDLER_RAISED, retryable=isinstance(raised, Exception), message=_storable(text))
+        return storable(raised.info)
+    text = f"{type(raised).__name__}: {_text_of(raised)}"
+    return storable(ErrorInfo(code, retryable=isinstance(raised, Exception), message=text))
+
+
+def storable(info: ErrorInfo) -> ErrorInfo:
+    """Return an error whose fields can be recorded whatever an author put into them; without its details."""
+    category = info.category if info.category in CATEGORIES else "Unknown"
+    return ErrorInfo(_clean(info.code), category, bool(info.retryable), _clean(info.message), None)
+
+
+def _text_of(raised: BaseException) -> str:
+    try:
+        return str(raised)
+    except Exception:  # noqa: BLE001 - what __str__ of somebody's exception does must not poison the run
+        return "(it has no text)"
 
 
 def completed(node: StateNode, snapshot_id: str, *, skipped: bool = False) -> StateCompleted:
@@ -147,6 +164,6 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _storable(text: str) -> str:
-    """Replace lone surrogates, which no stored text may hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _clean(text: object) -> str:
+    """Return a text of bearable length without lone surrogates, which no stored text may hold."""
+    return str(text)[:MESSAGE_LIMIT].encode("utf-8", "replace").decode("utf-8")

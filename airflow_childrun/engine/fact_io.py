@@ -1,30 +1,29 @@
-"""IO of a handler: recorded once, answered from the record ever after. Live and replay differ only in what is not recorded."""
+"""IO of a handler: recorded once, answered from the record ever after. Live and replay differ only in what is not recorded.
+
+What asks the world is in ``live_io``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID, uuid5
 
 from airflow_childrun.canonical import artifact_id, canonical_json_bytes, decode_stored
 from airflow_childrun.engine.facts import Fact, FactIndex
 from airflow_childrun.engine.ports import (
     Binding,
-    Extras,
     IoCall,
     IoResult,
     Journal,
-    Reply,
     RunIdentity,
-    Superseded,
-    Transport,
-    Waits,
 )
 from airflow_childrun.errors import (
     CanonicalError,
     ChildRunError,
+    ErrorInfo,
     IoError,
     MissingFactError,
     MissingFactKeyError,
@@ -34,26 +33,15 @@ from airflow_childrun.errors import (
     TransportError,
 )
 from airflow_childrun.ids import GENERATION_SEPARATOR, key_digest
-from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent
 from airflow_childrun.secret_policy import SecretPolicy
-from airflow_childrun.store.api import Artifact
 from airflow_childrun.store.codec import request_digest
 
 FACT_PAYLOAD = "FactPayload"
+TRANSPORT_RAISED = "transport_raised"
 
 _KINDS: dict[str, type[IoError]] = {
     cls.kind: cls for cls in (MissingFactKeyError, MissingFactError, TransportError, RateLimitedError, OtherIoError)
 }
-
-
-class Sources(Protocol):
-    """Where values that no transport gives come from."""
-
-    def now_us(self) -> int:
-        """Return the wall clock in microseconds UTC."""
-
-    def random_bytes(self, size: int) -> bytes:
-        """Return random bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +77,26 @@ class FactIo:
 
         :raises IoError: what is recorded or refused for the first call that fails
         """
-        results: list[IoResult | None] = [None] * len(calls)
-        missing: list[tuple[int, IoCall, str]] = []
-        for index, call in enumerate(calls):
-            self._check_key(call.fact_key)
+        results: dict[str, IoResult] = {}
+        missing: dict[str, tuple[IoCall, str]] = {}
+        for call in calls:
+            key = call.fact_key
+            if key is None:
+                raise MissingFactKeyError("calls that become durable together need a fact key each")
+            self._check_key(key)
             digest = self._digest(call)
-            found = self._recorded(call.fact_key or "", digest, call)
+            if key in missing:
+                if missing[key][1] != digest:
+                    raise request_mismatch(call)
+                continue
+            found = self._recorded(key, digest, call)
             if found is None:
-                missing.append((index, call, digest))
+                missing[key] = (call, digest)
             else:
-                results[index] = found
+                results[key] = found
         if missing:
-            answers = self._obtain([(call, digest) for _, call, digest in missing])
-            for (index, _, _), answer in zip(missing, answers, strict=True):
-                results[index] = answer
-        return [result for result in results if result is not None]
+            results.update(zip(missing, self._obtain(list(missing.values())), strict=True))
+        return [results[call.fact_key or ""] for call in calls]
 
     def record_value(self, key: str, value: Any) -> str:
         """Record a value under a key and return its artifact id.
@@ -119,6 +112,8 @@ class FactIo:
             raise _error_of(fact)
         recorded = fact.payload_id or ""
         if fact.request_digest is not None and recorded != artifact_id(body):
+            if self._may_supersede(fact):
+                return self._record(key, body, request_digest("record_value", None))
             raise OtherIoError(
                 f"another value is recorded under the key {key!r}; give the new value another key",
                 code="fact_payload_conflict",
@@ -175,7 +170,7 @@ class FactIo:
         if fact.error is not None:
             raise _error_of(fact)
         body = self._scene.journal.read_artifact(fact.payload_id or "")
-        return IoResult(_decode(body), fact.payload_id)
+        return IoResult(decode_answer(body), fact.payload_id)
 
     def _check_key(self, key: str | None) -> None:
         if key is None:
@@ -208,7 +203,9 @@ class FactIo:
     def _mismatch(self, fact: Fact, call: IoCall) -> IoError:
         if call.local is not None:
             return request_mismatch(call)
-        recorded = None if fact.payload_id is None else _decode(self._scene.journal.read_artifact(fact.payload_id))
+        recorded = (
+            None if fact.payload_id is None else decode_answer(self._scene.journal.read_artifact(fact.payload_id))
+        )
         return self._binding.mismatch(call, recorded)
 
     def sleep(self, key: str, delay_us: int) -> None:
@@ -237,118 +234,6 @@ class FactIo:
 
     def _fresh_bytes(self, size: int) -> bytes:
         raise NotImplementedError
-
-
-class LiveIo(FactIo):
-    """Asks the world, and makes each answer durable before the handler sees it."""
-
-    def __init__(self, scene: Scene, transport: Transport, sources: Sources, waits: Waits) -> None:
-        super().__init__(scene, transport)
-        self._transport = transport
-        self._sources = sources
-        self._waits = waits
-
-    def _unkeyed(self, call: IoCall) -> IoResult:
-        self._scene.journal.before_call()
-        return IoResult(self._transport.perform(call).response, None)
-
-    def _may_supersede(self, fact: Fact) -> bool:
-        return self._scene.facts.may_supersede(fact)
-
-    def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
-        """Perform, then record all answers in one commit; an error is recorded with the answers before it."""
-        recorded: list[tuple[DomainEvent, ...]] = []
-        replies: list[tuple[Reply, Artifact]] = []
-        failure: IoError | None = None
-        for call, digest in calls:
-            try:
-                reply, payload = self._perform(call)
-            except IoError as error:
-                recorded.append((self._failed_event(call, digest, error),))
-                failure = error
-                break
-            replies.append((reply, payload))
-            recorded.append((self._recorded_event(call, digest, reply, payload.id), *reply.linkage))
-        self._append(recorded, replies)
-        if failure is not None:
-            raise failure
-        return [IoResult(_decode(payload.body), payload.id) for _, payload in replies]
-
-    def _perform(self, call: IoCall) -> tuple[Reply, Artifact]:
-        scene = self._scene
-        scene.journal.before_call()
-        if call.local is not None:
-            reply = Reply(call.local(self._waits))
-        else:
-            reply = self._transport.perform(call, self._superseded(call.fact_key or ""))
-        return reply, scene.journal.artifact(FACT_PAYLOAD, self._payload(reply.response, call.allow_keys))
-
-    def _superseded(self, key: str) -> Superseded | None:
-        """Return the living fact under a key, which this call replaces since its request is another."""
-        fact = self._scene.facts.find(key)
-        if fact is None:
-            return None
-        body = self._scene.journal.read_artifact(fact.payload_id) if fact.payload_id else b"null"
-        return Superseded(self._scene.facts.next_supersession(key), _decode(body))
-
-    def _append(self, recorded: list[tuple[DomainEvent, ...]], replies: list[tuple[Reply, Artifact]]) -> None:
-        events = [event for group in recorded for event in group]
-        if not events:
-            return
-        extras = Extras(
-            artifacts=tuple(part for reply, payload in replies for part in (payload, *reply.artifacts)),
-            steps=tuple(step for reply, _ in replies for step in reply.steps),
-            posts=tuple(post for reply, _ in replies for post in reply.posts),
-        )
-        self._scene.journal.append(events, extras)
-        for reply, _ in replies:
-            if reply.after is not None:
-                reply.after()
-
-    def _recorded_event(self, call: IoCall, digest: str, reply: Reply, payload_id: str) -> DomainEvent:
-        key = call.fact_key or ""
-        meta = {"request_digest": digest, **reply.meta, **self._supersedes(key)}
-        return DomainEvent(name=FACT_RECORDED, payload={"key": key, "payload_id": payload_id, "meta": meta})
-
-    def _failed_event(self, call: IoCall, digest: str, error: IoError) -> DomainEvent:
-        key = call.fact_key or ""
-        info = self._scene.policy.redact_info(error.info)
-        return DomainEvent(
-            name=FACT_FAILED,
-            payload={
-                "key": key,
-                "request_digest": digest,
-                "error": {"kind": error.kind, **info.to_json()},
-                "meta": {"request_digest": digest, "kind": error.kind, **self._supersedes(key)},
-            },
-        )
-
-    def _supersedes(self, key: str) -> dict[str, int]:
-        facts = self._scene.facts
-        number = facts.supersessions(key) if facts.find(key) is None else facts.next_supersession(key)
-        return {"supersedes": number} if number else {}
-
-    def _record(self, key: str, body: bytes, digest: str) -> str:
-        artifact = self._scene.journal.artifact(FACT_PAYLOAD, body)
-        payload = {"key": key, "payload_id": artifact.id, "meta": {"request_digest": digest}}
-        event = DomainEvent(name=FACT_RECORDED, payload=payload)
-        self._scene.journal.append([event], Extras(artifacts=(artifact,)))
-        return artifact.id
-
-    def sleep(self, key: str, delay_us: int) -> None:
-        """Wait durably; a wait that is over is not waited again."""
-        self._check_key(key)
-        opened = self._waits.find(key)
-        if opened is None:
-            self._waits.pause(key, 1, delay_us)
-        else:
-            self._waits.resume(opened[1])
-
-    def _fresh_time(self) -> bytes:
-        return canonical_json_bytes(self._sources.now_us() // 1000)
-
-    def _fresh_bytes(self, size: int) -> bytes:
-        return self._sources.random_bytes(size)
 
 
 class ReplayIo(FactIo):
@@ -424,11 +309,20 @@ def _error_of(fact: Fact) -> IoError:
     info = fact.error
     if info is None:
         raise AssertionError(fact.key)
-    cls = _KINDS.get(str(fact.meta.get("kind")), OtherIoError)
+    return io_error(str(fact.meta.get("kind")), info)
+
+
+def io_error(kind: str, info: ErrorInfo) -> IoError:
+    """Return a recorded error as it is raised."""
+    cls = _KINDS.get(kind, OtherIoError)
     return cls(info.message, code=info.code, category=info.category, retryable=info.retryable, details=info.details)
 
 
-def _decode(body: bytes) -> Any:
+def decode_answer(body: bytes) -> Any:
+    """Return what a recorded answer holds.
+
+    :raises OtherIoError: code ``fact_payload_decode_failed``
+    """
     try:
         return decode_stored(body)
     except CanonicalError:

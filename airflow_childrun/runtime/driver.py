@@ -10,8 +10,9 @@ from uuid import UUID
 from airflow_childrun.engine import attempt as attempts
 from airflow_childrun.engine.context import read_snapshot
 from airflow_childrun.engine.decide import EnterState, FinishRun, WaitUntil, close_orphan, decide, retry_policy_of
-from airflow_childrun.engine.fact_io import FactIo, LiveIo, ReplayIo, Scene
+from airflow_childrun.engine.fact_io import FactIo, ReplayIo, Scene
 from airflow_childrun.engine.history import RunHistory
+from airflow_childrun.engine.live_io import LiveIo
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import SNAPSHOT
 from airflow_childrun.model.config import RunConfig

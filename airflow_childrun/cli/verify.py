@@ -1,4 +1,4 @@
-"""``childrun verify``: is every history what was written?"""
+"""``childrun verify``: whether every history is what was written."""
 
 from __future__ import annotations
 

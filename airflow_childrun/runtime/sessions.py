@@ -20,7 +20,7 @@ class SessionKeeper:
         self._store = store
         self._scheduler = scheduler
         self._entropy = entropy
-        self._owner = owner
+        self.owner = owner
         self._ttl_s = ttl_s
         self._monitor = scheduler.monitor()
         self._session_id: UUID | None = None
@@ -58,7 +58,7 @@ class SessionKeeper:
     def _open(self) -> None:
         before = self._scheduler.now_s()
         session_id = self._entropy.new_id()
-        self._store.open_session(session_id, self._owner, self._ttl_us)
+        self._store.open_session(session_id, self.owner, self._ttl_us)
         self._session_id = session_id
         self._safe_until_s = before + self._ttl_s * SAFE_PART
         self._closed = False

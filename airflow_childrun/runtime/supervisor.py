@@ -82,6 +82,12 @@ class Supervisor:
         with self._monitor:
             return not self._active
 
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Wait until one more run is not driven any more, or the time is over."""
+        with self._monitor:
+            if self._active:
+                self._monitor.wait(timeout_s)
+
     def _beginner(self, run_id: UUID) -> Callable[[], None]:
         return lambda: self._house.scheduler.start(f"childrun {run_id}", lambda: self._drive(run_id))
 

@@ -1,0 +1,284 @@
+"""The composition root: an Airflow connection becomes a store, a store and a task become a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun._airflow import BaseHook, channel_is_shared, registered_secrets
+from airflow_childrun.canonical import decode_stored
+from airflow_childrun.errors import ChildRunError, HostError, NotFoundError, UnavailableError
+from airflow_childrun.hooks.connection import (
+    CONN_NAME_ATTR,
+    CONN_TYPE,
+    StoreSettings,
+    forget_store,
+    open_store,
+    read_store_settings,
+)
+from airflow_childrun.hooks.coordinates import TaskPlace, read_place
+from airflow_childrun.hooks.elements import SpawnOrder, wanted_children
+from airflow_childrun.hooks.observer import TaskObserver
+from airflow_childrun.hooks.operations import make_resolver
+from airflow_childrun.hooks.results import (
+    FailureMode,
+    Results,
+    check_ends,
+    check_size,
+    handle_of,
+    read_handle,
+    result_of,
+)
+from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, read_settings
+from airflow_childrun.hooks.task import HostTask
+from airflow_childrun.model.events import event_to_json
+from airflow_childrun.runtime.host import OnPlanChange
+from airflow_childrun.runtime.host_tree import newest_of
+from airflow_childrun.runtime.host_try import ON_CLEAR, OnClear
+from airflow_childrun.runtime.house import House, Limits
+from airflow_childrun.runtime.nursery import end_of
+from airflow_childrun.secret_policy import SecretPolicy, standard, strict
+from airflow_childrun.store.api import RunFilter, RunPage, RunRow, Store
+from airflow_childrun.store.codec import decode_events
+from airflow_childrun.store.verify import Finding, verify_run
+
+
+class ChildRunHook(BaseHook):
+    """Reads child runs, and spawns and awaits them on behalf of a task.
+
+    :param childrun_conn_id: connection of type ``childrun``; `childrun init` makes it
+    :param max_concurrency: how many children of one task work at the same time; by default ``[childrun] max_concurrency``
+    """
+
+    conn_name_attr = CONN_NAME_ATTR
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = CONN_TYPE
+    hook_name = "Child Runs"
+
+    def __init__(
+        self, childrun_conn_id: str = DEFAULT_CONN_ID, max_concurrency: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.childrun_conn_id = childrun_conn_id
+        self._max_concurrency = max_concurrency
+        self._task: HostTask | None = None
+
+    def get_conn(self) -> Store:
+        """Return the store.
+
+        :raises HostError: what is wrong with the connection, and the command that mends it
+        :raises StorageError: if it cannot be reached or used
+        """
+        return self._open(read_store_settings(self.childrun_conn_id))
+
+    def spawn(
+        self,
+        context: Any,
+        order: SpawnOrder,
+        *,
+        on_clear: OnClear = "auto",
+        on_plan_change: OnPlanChange = "fail",
+    ) -> list[dict[str, Any]]:
+        """Spawn children from a running task and return their handles in order; nobody drives them yet.
+
+        :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
+        :raises ChildRunError: what is wrong with operation, input or configuration; nothing is stored then
+        """
+        task, policy, place = self._begin(context)
+        clear = read_on_clear(on_clear, place.conf)
+
+        def work() -> list[RunRow]:
+            return task.spawn(wanted_children(order, policy), clear, on_plan_change)
+
+        rows = self._carry_out(task, work)
+        return [handle_of(row, key, self.childrun_conn_id) for row, key in zip(rows, _keys(task, rows), strict=True)]
+
+    def spawn_and_await(
+        self,
+        context: Any,
+        order: SpawnOrder,
+        *,
+        on_clear: OnClear = "auto",
+        on_plan_change: OnPlanChange = "fail",
+        results: Results = "values",
+        failure_mode: FailureMode = "raise",
+    ) -> list[dict[str, Any]]:
+        """Spawn children from a running task, drive them, and return how each ended, in order.
+
+        :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
+        :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``, ``xcom_too_large``
+        """
+        task, policy, place = self._begin(context)
+        clear = read_on_clear(on_clear, place.conf)
+
+        def work() -> list[dict[str, Any]]:
+            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
+            return self._ends(task, rows, results)
+
+        return _checked(self._carry_out(task, work), failure_mode)
+
+    def await_runs(
+        self,
+        context: Any,
+        handles: Sequence[Mapping[str, Any]],
+        *,
+        results: Results = "values",
+        failure_mode: FailureMode = "raise",
+    ) -> list[dict[str, Any]]:
+        """Drive and await children by their handles, and return how each ended, in order.
+
+        :raises HostError: codes ``handle_invalid``, ``child_run_missing``, ``stale_attempt``, ``xcom_too_large``
+        :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
+        """
+        read = [read_handle(handle) for handle in handles]
+        task, _, _ = self._begin(context)
+
+        def work() -> list[dict[str, Any]]:
+            return self._ends(task, task.attach(read), results)
+
+        return _checked(self._carry_out(task, work), failure_mode)
+
+    def abandon(self) -> None:
+        """Give up what a running task of this hook drives; the next try goes on."""
+        if self._task is not None:
+            self._task.close()
+
+    def find_run(self, run_id: str | UUID) -> RunRow | None:
+        """Return a run's row, or None."""
+        return self.get_conn().find_run(UUID(str(run_id)))
+
+    def get_run(self, run_id: str | UUID) -> RunRow:
+        """Return a run's row.
+
+        :raises NotFoundError: code ``run_not_found``
+        """
+        row = self.find_run(run_id)
+        if row is None:
+            raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
+        return row
+
+    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
+        """Return a page of runs."""
+        return self.get_conn().find_runs(where, cursor, limit)
+
+    def children_of(self, run_id: str | UUID) -> list[RunRow]:
+        """Return the runs that a run spawned."""
+        return self.get_conn().children_of(UUID(str(run_id)))
+
+    def read_events(self, run_id: str | UUID) -> list[dict[str, Any]]:
+        """Return a run's events in V1's envelope: ``{run_id, seq, ts_millis, event}``."""
+        stored = decode_events(self.get_conn().read_events(UUID(str(run_id))))
+        return [
+            {
+                "run_id": str(row.run_id),
+                "seq": row.seq,
+                "ts_millis": row.recorded_at // 1000,
+                "event": event_to_json(event),
+            }
+            for row, event in stored
+        ]
+
+    def read_snapshot(self, run_id: str | UUID) -> Any:
+        """Return a run's last snapshot: the final one, or that of its last checkpoint."""
+        store = self.get_conn()
+        row = self.get_run(run_id)
+        snapshot_id = row.final_snapshot_id or row.checkpoint_snapshot_id
+        return decode_stored(store.get_artifacts(row.root_run_id, [snapshot_id])[snapshot_id])
+
+    def read_output(self, handle: Mapping[str, Any]) -> Any:
+        """Return what a child's operation returned: of the generation that a result names, or the newest of its slot.
+
+        :raises ChildRunFailedError: if it did not complete
+        """
+        read = read_handle(handle)
+        store = self.get_conn()
+        slot_id = UUID(read["slot_id"])
+        row = self.get_run(read["child_run_id"]) if "generation" in read else newest_of(store, [slot_id])[slot_id]
+        answer = end_of(store, row, compact=True).answer
+        check_ends([{**read, "key": read.get("key", row.op_id), "status": row.status, "error": answer.get("cause")}])
+        return answer["output"]
+
+    def verify(self, run_id: str | UUID) -> list[Finding]:
+        """Check a run's chain, artifacts and row; an empty list means that all is well."""
+        return verify_run(self.get_conn(), UUID(str(run_id)))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Say whether the connection works, as Airflow's form asks."""
+        try:
+            store = self.get_conn()
+            store.now_us()
+        except ChildRunError as error:
+            return False, str(error)
+        return True, "Connected; the tables are there and of this release's version"
+
+    def _begin(self, context: Any) -> tuple[HostTask, SecretPolicy, TaskPlace]:
+        settings = read_settings()
+        store_settings = read_store_settings(self.childrun_conn_id)
+        place = read_place(context, store_settings.deployment_id)
+        policy = strict() if settings.preset == "strict" else standard(registered_secrets)
+        observer = TaskObserver()
+        house = House(
+            store=self._open(store_settings),
+            resolver=make_resolver(settings, place.dag_file),
+            policy=policy,
+            limits=self._limits(settings),
+            observer=observer,
+        )
+        self._task = HostTask(house, place, observer)
+        return self._task, policy, place
+
+    def _limits(self, settings: Settings) -> Limits:
+        wanted = self._max_concurrency or settings.max_concurrency
+        return Limits(
+            max_concurrency=1 if channel_is_shared() else wanted,
+            max_depth=settings.max_depth,
+            session_ttl_s=settings.session_ttl_s,
+        )
+
+    def _ends(self, task: HostTask, rows: Sequence[RunRow], results: Results) -> list[dict[str, Any]]:
+        keys = _keys(task, rows)
+        ended = task.drive(rows)
+        store = task.store
+        found = [
+            result_of(store, row, key, self.childrun_conn_id, results) for row, key in zip(ended, keys, strict=True)
+        ]
+        check_size(found, read_settings().xcom_max_bytes)
+        return found
+
+    def _carry_out(self, task: HostTask, work: Any) -> Any:
+        try:
+            return task.in_background(work)
+        finally:
+            task.in_background(task.close)
+
+    def _open(self, settings: StoreSettings) -> Store:
+        """Open the store; a password that was rotated is read again once."""
+        try:
+            return open_store(settings)
+        except UnavailableError:
+            forget_store(settings)
+            return open_store(read_store_settings(self.childrun_conn_id))
+
+
+def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:
+    """Return what a clear is to do: ``dag_run.conf["childrun"]["on_clear"]`` wins over the operator's.
+
+    :raises HostError: code ``on_clear_invalid``
+    """
+    own = conf.get("childrun")
+    wanted = own.get("on_clear", value) if isinstance(own, Mapping) else value
+    for choice in ON_CLEAR:
+        if wanted == choice:
+            return choice
+    raise HostError(f"on_clear is {wanted!r}; it takes {', '.join(ON_CLEAR)}", code="on_clear_invalid")
+
+
+def _keys(task: HostTask, rows: Sequence[RunRow]) -> list[str]:
+    return [task.key_of(row) for row in rows]
+
+
+def _checked(results: list[dict[str, Any]], failure_mode: FailureMode) -> list[dict[str, Any]]:
+    if failure_mode == "raise":
+        check_ends(results)
+    return results

@@ -1,0 +1,75 @@
+"""What a task's context says of where it stands: the one place that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun.runtime.host_try import HostCoordinates, TryFacts
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlace:
+    """A task instance's try.
+
+    :param airflow: what children are told: dag_id, run_id, logical_date, data_interval_start, data_interval_end
+    :param dag_file: the file that the DAG was parsed from
+    """
+
+    coordinates: HostCoordinates
+    facts: TryFacts
+    airflow: Mapping[str, Any]
+    dag_file: str | None
+    conf: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The task instance, for people."""
+        at = self.coordinates
+        index = f"[{at.map_index}]" if at.map_index >= 0 else ""
+        return f"{at.dag_id}.{at.task_id}{index} {at.dag_run_id} try {self.facts.try_number}"
+
+
+def read_place(context: Any, deployment_id: str) -> TaskPlace:
+    """Read the context of a running task."""
+    ti, dag_run = context["ti"], context["dag_run"]
+    map_index = ti.map_index if ti.map_index is not None else -1
+    region = getattr(ti, "region_id", None)
+    index = getattr(ti, "region_index", None)
+    coordinates = HostCoordinates(
+        deployment_id=deployment_id,
+        dag_id=ti.dag_id,
+        dag_run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=map_index,
+        region=None if region is None else f"{region}:{index}",
+    )
+    facts = TryFacts(
+        ti_id=UUID(str(ti.id)),
+        try_number=ti.try_number,
+        max_tries=ti.max_tries,
+        clear_number=getattr(dag_run, "clear_number", 0) or 0,
+        dag_run_start=_micros(dag_run.start_date),
+    )
+    airflow = {
+        "dag_id": ti.dag_id,
+        "run_id": ti.run_id,
+        "logical_date": _text(getattr(dag_run, "logical_date", None)),
+        "data_interval_start": _text(getattr(dag_run, "data_interval_start", None)),
+        "data_interval_end": _text(getattr(dag_run, "data_interval_end", None)),
+    }
+    task = context.get("task")
+    dag = getattr(task, "dag", None) if task is not None else None
+    conf = getattr(dag_run, "conf", None) or {}
+    return TaskPlace(coordinates, facts, airflow, getattr(dag, "fileloc", None), conf)
+
+
+def _micros(moment: datetime | None) -> int:
+    return 0 if moment is None else int(moment.timestamp() * 1_000_000)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

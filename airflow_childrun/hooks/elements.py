@@ -1,0 +1,123 @@
+"""From what an author hands to an operator to the children that are wanted: elements, their keys, their manifests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_childrun.authoring.author_io import name_element
+from airflow_childrun.authoring.encoder import encode
+from airflow_childrun.authoring.handles import Spawnable
+from airflow_childrun.canonical import canonical_json_bytes
+from airflow_childrun.engine.prepare import check_context
+from airflow_childrun.errors import ContextError, InputError
+from airflow_childrun.model.config import RunConfig
+from airflow_childrun.model.manifest import build_manifest, manifest_id
+from airflow_childrun.runtime.host_tree import WantedChild
+from airflow_childrun.secret_policy import SecretPolicy
+
+ChildKey = str | Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnOrder:
+    """What a task wants to have run.
+
+    :param single: one input, whose child has the operation's name as key; else one child per element
+    """
+
+    operation: Spawnable
+    elements: Sequence[Any]
+    single: bool = False
+    child_key: ChildKey | None = None
+    op_config: Any = None
+    initial_context: Any = None
+    run_config: RunConfig | None = None
+
+
+def check_inputs(inputs: Any) -> list[Any]:
+    """Return a list of elements.
+
+    :raises InputError: code ``inputs_not_a_list``, with a hint for text and objects
+    """
+    if isinstance(inputs, str | bytes):
+        raise InputError(
+            "inputs is text, which would make one child per letter: give a list, or input= for one child",
+            code="inputs_not_a_list",
+        )
+    if isinstance(inputs, Mapping):
+        raise InputError(
+            "inputs is an object: give a list of elements, or input= for one child whose input is this object",
+            code="inputs_not_a_list",
+        )
+    try:
+        return list(inputs)
+    except TypeError:
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}: give a list of elements, or input= for one child",
+            code="inputs_not_a_list",
+        ) from None
+
+
+def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild]:
+    """Return the children that an order asks for, in its order.
+
+    :raises InputError: codes ``child_key_required``, ``child_key_duplicate``, ``child_key_missing``, ``input_invalid``
+    :raises ContextError: what is wrong with the initial context
+    """
+    encoded = [order.operation.encode_input(element) for element in order.elements]
+    keys = _keys(order, encoded)
+    config = encode(order.op_config, f"the config of {order.operation.name}")
+    context = encode(order.initial_context, "initial_context")
+    snapshot_id = hashlib.sha256(_context_bytes(context, policy)).hexdigest()
+    run_config = order.run_config or order.operation.run_config
+    wanted = []
+    for key, element in zip(keys, encoded, strict=True):
+        manifest = build_manifest(
+            order.operation.name, order.operation.version, op_config=config, input=element, run_config=run_config
+        )
+        wanted.append(WantedChild(key, manifest, manifest_id(manifest), context, snapshot_id))
+    return wanted
+
+
+def _context_bytes(context: Any, policy: SecretPolicy) -> bytes:
+    try:
+        return check_context(context, policy)
+    except ContextError as error:
+        raise InputError(error.info.message, code=error.code, details=error.info.details) from None
+
+
+def _keys(order: SpawnOrder, encoded: Sequence[Any]) -> list[str]:
+    name = order.operation.name
+    if order.single and order.child_key is None:
+        return [name]
+    if order.child_key is None:
+        return _content_keys(name, encoded)
+    named = [name_element(element, order.child_key, index) for index, element in enumerate(order.elements)]
+    for key, count in Counter(named).items():
+        if count > 1:
+            raise InputError(
+                f"{count} elements of inputs have the key {key!r}; choose a child_key that tells them apart",
+                code="child_key_duplicate",
+            )
+    return [f"{name}/{key}" for key in named]
+
+
+def _content_keys(name: str, encoded: Sequence[Any]) -> list[str]:
+    """Name plain elements by what they are, and by which occurrence of it."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for index, element in enumerate(encoded):
+        if isinstance(element, dict):
+            raise InputError(
+                f"element {index} of inputs is an object: name a field (or give a function) that identifies it, as in "
+                'child_key="id"; otherwise a changed field would be another child',
+                code="child_key_required",
+            )
+        digest = hashlib.sha256(canonical_json_bytes([name, element])).hexdigest()[:16]
+        keys.append(f"{name}/{digest}#{seen[digest]}")
+        seen[digest] += 1
+    return keys

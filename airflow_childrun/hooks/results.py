@@ -1,0 +1,106 @@
+"""What comes out of a task: plain dicts, small enough for XCom, and one clear error for children that did not complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from uuid import UUID
+
+from airflow_childrun.canonical import canonical_json_bytes
+from airflow_childrun.errors import ChildRunFailedError, HostError
+from airflow_childrun.runtime.nursery import end_of
+from airflow_childrun.store.api import RunRow, Store
+
+Results = Literal["values", "references"]
+FailureMode = Literal["raise", "return"]
+SHOWN = 10
+
+
+def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
+    """Return the handle of a child: names its slot, for this task or another one to await."""
+    return {
+        "child_run_id": str(row.run_id),
+        "slot_id": str(row.slot_id),
+        "root_run_id": str(row.root_run_id),
+        "key": key,
+        "operation": row.op_id,
+        "version": row.op_version,
+        "childrun_conn_id": conn_id,
+    }
+
+
+def result_of(store: Store, row: RunRow, key: str, conn_id: str, results: Results) -> dict[str, Any]:
+    """Return a handle with how its child ended: ``status``, ``output`` (``values`` only), ``final_snapshot_id``, ``error``."""
+    answer = end_of(store, row, compact=True).answer
+    result = {
+        **handle_of(row, key, conn_id),
+        "status": row.status,
+        "generation": row.generation,
+        "final_snapshot_id": row.final_snapshot_id,
+        "error": answer.get("cause"),
+    }
+    return {**result, "output": answer["output"]} if results == "values" else result
+
+
+def check_size(results: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Refuse results that are too large for XCom.
+
+    :raises HostError: code ``xcom_too_large``, naming the switch; the children and their results stay stored
+    """
+    size = len(canonical_json_bytes(list(results)))
+    if size > limit:
+        raise HostError(
+            f"the results of {len(results)} children take {size} bytes in XCom, more than the {limit} allowed. Set "
+            'results="references" on this task and read what you need with ChildRunHook.read_output(handle); the '
+            "children have completed and are kept, a retry returns at once",
+            code="xcom_too_large",
+        )
+
+
+def check_ends(results: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if children did not complete.
+
+    :raises ChildRunFailedError: code ``child_run_failed``; retryable if a retry of the task may help
+    """
+    bad = [result for result in results if result["status"] != "Completed"]
+    if not bad:
+        return
+    lines = [f"  {result['key']}: {_reason(result)}" for result in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  and {len(bad) - SHOWN} more")
+    final = all(result["error"] is not None and not result["error"]["retryable"] for result in bad)
+    advice = (
+        "None of these errors goes away by trying again: mend the cause, then clear the task."
+        if final
+        else "A retry or a clear of this task goes on from their last checkpoints; what completed is not run again."
+    )
+    raise ChildRunFailedError(
+        f"{len(bad)} of {len(results)} child runs did not complete:\n" + "\n".join(lines) + f"\n{advice}",
+        retryable=not final,
+        details={"children": [result["child_run_id"] for result in bad]},
+    )
+
+
+def _reason(result: Mapping[str, Any]) -> str:
+    error = result["error"]
+    if error is None:
+        return str(result["status"])
+    return f"{result['status']} in {error['state_id']} [{error['code']}] {error['message']}"
+
+
+def read_handle(value: Any) -> dict[str, Any]:
+    """Check that something is a handle or a result.
+
+    :raises HostError: code ``handle_invalid``
+    """
+    if not isinstance(value, Mapping) or not {"child_run_id", "slot_id", "root_run_id"} <= value.keys():
+        raise HostError(
+            f"{type(value).__name__} is no handle of a child run: pass what SpawnChildRunOperator returned, one or a list",
+            code="handle_invalid",
+        )
+    try:
+        UUID(value["slot_id"])
+        UUID(value["child_run_id"])
+    except (ValueError, TypeError, AttributeError):
+        raise HostError("a handle's ids must be UUIDs", code="handle_invalid") from None
+    return dict(value)

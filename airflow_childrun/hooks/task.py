@@ -1,0 +1,214 @@
+"""A task that spawns, drives and awaits: everything happens beside the main thread, which only waits and reports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import UUID
+
+from airflow_childrun.errors import ChildRunError, HostError
+from airflow_childrun.hooks.coordinates import TaskPlace
+from airflow_childrun.hooks.observer import TaskObserver
+from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
+from airflow_childrun.runtime.host_tree import WantedChild
+from airflow_childrun.runtime.host_try import OnClear
+from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.scheduler import Scheduler
+from airflow_childrun.runtime.supervisor import Supervisor
+from airflow_childrun.store.api import Owner, RunRow, Store
+
+T = TypeVar("T")
+_log = logging.getLogger("airflow.task.childrun")
+REPORT_EVERY_S = 10.0
+
+
+@dataclass
+class Progress:
+    """How far a task's children are; read by the main thread while another one counts."""
+
+    total: int = 0
+    ended: int = 0
+    failed: int = 0
+    reported: tuple[int, int] = (0, 0)
+
+    def report(self) -> None:
+        """Log a line if there is news."""
+        if self.total and self.reported != (self.ended, self.failed):
+            self.reported = (self.ended, self.failed)
+            failed = f", {self.failed} of them not well" if self.failed else ""
+            _log.info("child runs: %d of %d ended%s", self.ended, self.total, failed)
+
+
+class HostTask:
+    """One try of a task, as far as it has to do with child runs."""
+
+    def __init__(self, house: House, place: TaskPlace, observer: TaskObserver) -> None:
+        self._house = house
+        self._place = place
+        self._observer = observer
+        self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
+        self._supervisor = Supervisor(house)
+        self._progress = Progress()
+
+    @property
+    def store(self) -> Store:
+        """The store of this task."""
+        return self._house.store
+
+    def key_of(self, row: RunRow) -> str:
+        """Return the key of one of the task's children."""
+        return self._observer.name(row)
+
+    def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> list[RunRow]:
+        """Make the wanted children exist, and return their rows in order.
+
+        :raises HostError: see :meth:`~airflow_childrun.runtime.host.HostRun.spawn`
+        """
+        opened = self._host.spawn(wanted, on_clear, on_plan_change)
+        rows = self._rows(opened)
+        self._announce(opened, rows)
+        return rows
+
+    def attach(self, handles: Sequence[dict[str, Any]]) -> list[RunRow]:
+        """Take hold of children that another task, or an earlier try, spawned.
+
+        :raises HostError: codes ``stale_attempt``, ``child_run_missing``, ``child_run_foreign``
+        """
+        slot_ids = [UUID(handle["slot_id"]) for handle in handles]
+        self._check_handles(handles, slot_ids)
+        opened = self._host.attach(slot_ids)
+        rows = self._rows(opened)
+        for row, handle in zip(rows, handles, strict=True):
+            self._observer.keys[row.run_id] = handle.get("key") or row.op_id
+        return rows
+
+    def drive(self, rows: Sequence[RunRow]) -> list[RunRow]:
+        """Drive children until each has ended, and everything that they left running; return their last rows.
+
+        :raises ChildRunError: if one cannot be driven here; the others have ended then
+        """
+        self._house.keeper.owner = Owner(
+            self._place.label, str(self._place.coordinates.run_id()), self._host.incarnation
+        )
+        self._progress.total = len(rows)
+        waiting = {row.run_id for row in rows if not row.is_terminal}
+        self._progress.ended = len(rows) - len(waiting)
+        for run_id in waiting:
+            self._supervisor.hand_over(run_id)
+        self._watch(waiting)
+        errors = self._settle(waiting)
+        while not self._supervisor.is_idle():
+            self._supervisor.wait_until_idle(1.0)
+        if errors:
+            raise errors[0]
+        last = self._house.store.get_runs([row.run_id for row in rows])
+        return [last[row.run_id] for row in rows]
+
+    def close(self) -> None:
+        """Give up what is still driven, and end the session."""
+        self._supervisor.close()
+        self._house.keeper.close()
+
+    def in_background(self, work: Callable[[], T]) -> T:
+        """Run ``work`` beside the main thread, which reports meanwhile, and return or raise what it does."""
+        return in_background(self._house.scheduler, work, self._progress.report)
+
+    def _watch(self, waiting: set[UUID]) -> None:
+        """Count ends while this process drives anything."""
+        active = set(waiting)
+        while active:
+            still = self._supervisor.wait_while_active(active, 1.0)
+            done = active - still
+            if done:
+                rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))  # noqa: B023
+                self._progress.ended += sum(row.is_terminal for row in rows.values())
+                self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
+            active = still
+
+    def _settle(self, waiting: set[UUID]) -> list[ChildRunError]:
+        """Wait for those that another process drives; collect why some cannot be driven."""
+        rows = self._house.patience.attempt(lambda: self._house.store.get_runs(waiting))
+        errors: list[ChildRunError] = []
+        for row in rows.values():
+            if row.is_terminal:
+                continue
+            try:
+                self._supervisor.wait(row.run_id)
+            except ChildRunError as error:
+                name = self._observer.name(row)
+                _log.error("child %s cannot be driven here: %s", name, error)
+                errors.append(error)
+        return errors
+
+    def _rows(self, opened: Opened) -> list[RunRow]:
+        rows = self._house.store.get_runs(slot.run_id for slot in opened.slots)
+        missing: list[Slot] = [slot for slot in opened.slots if slot.run_id not in rows]
+        if missing:
+            raise HostError(
+                f"child {missing[0].key} is not in the store any more; clear the task to spawn it again",
+                code="child_run_missing",
+            )
+        for slot in opened.slots:
+            self._observer.keys[slot.run_id] = slot.key
+        return [rows[slot.run_id] for slot in opened.slots]
+
+    def _announce(self, opened: Opened, rows: Sequence[RunRow]) -> None:
+        done = sum(row.status == "Completed" for row in rows)
+        _log.info(
+            "child runs: %d in this task (%s): %d opened now, %d completed before, %d go on",
+            len(rows),
+            opened.kind,
+            opened.ran,
+            done,
+            max(0, len(rows) - opened.ran - done),
+        )
+        if opened.kind == "clear" and rows and opened.ran == 0 and done == len(rows):
+            _log.warning(
+                "this clear ran nothing: all %d children had completed and on_clear keeps their results. To run them "
+                'again, clear with on_clear="respawn"',
+                len(rows),
+            )
+
+    def _check_handles(self, handles: Sequence[dict[str, Any]], slot_ids: Sequence[UUID]) -> None:
+        rows = self._house.store.get_runs(UUID(handle["child_run_id"]) for handle in handles)
+        for handle, slot_id in zip(handles, slot_ids, strict=True):
+            row = rows.get(UUID(handle["child_run_id"]))
+            if row is None or row.slot_id != slot_id:
+                raise HostError(
+                    f"there is no child run {handle['child_run_id']} in this store; was it purged, or does its task use "
+                    "another connection?",
+                    code="child_run_missing",
+                )
+            if str(row.root_run_id) != handle["root_run_id"]:
+                raise HostError(
+                    f"child run {row.run_id} belongs to another tree than its handle says", code="child_run_foreign"
+                )
+
+
+def in_background(scheduler: Scheduler, work: Callable[[], T], tick: Callable[[], None]) -> T:
+    """Run ``work`` in a thread of its own; the caller waits, interruptible by signals, and calls ``tick`` now and then."""
+    monitor = scheduler.monitor()
+    returned: list[T] = []
+    raised: list[BaseException] = []
+    ended: list[bool] = []
+
+    def run() -> None:
+        try:
+            returned.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            raised.append(error)
+        finally:
+            with monitor:
+                ended.append(True)
+                monitor.notify_all()
+
+    scheduler.start("childrun host", run)
+    with monitor:
+        while not ended:
+            monitor.wait(REPORT_EVERY_S)
+            tick()
+    if raised:
+        raise raised[0]
+    return returned[0]

@@ -1,0 +1,237 @@
+"""Operators: spawn child runs, and await them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn
+
+from airflow_childrun._airflow import AirflowException, AirflowFailException, BaseOperator, Context
+from airflow_childrun.authoring.handles import Spawnable
+from airflow_childrun.authoring.operation import Operation
+from airflow_childrun.authoring.registry import REGISTRY
+from airflow_childrun.errors import ChildRunError, InputError
+from airflow_childrun.hooks.childrun import ChildRunHook
+from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_inputs
+from airflow_childrun.hooks.results import FailureMode, Results
+from airflow_childrun.hooks.settings import DEFAULT_CONN_ID
+from airflow_childrun.model.config import RunConfig
+from airflow_childrun.runtime.host import OnPlanChange
+from airflow_childrun.runtime.host_try import ON_CLEAR
+
+DEFAULT_RETRIES = 2
+"""Airflow's own default of 0 would make one lost worker final; here a retry only goes on where the try before ended."""
+
+
+class _Unset:
+    """Tells an argument that was not given from None."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Any = _Unset()
+
+
+class _ChildRunOperator(BaseOperator):
+    """What both operators share."""
+
+    ui_color = "#d7ecff"
+
+    def __init__(
+        self,
+        *,
+        results: Results = "values",
+        failure_mode: FailureMode = "raise",
+        childrun_conn_id: str = DEFAULT_CONN_ID,
+        max_concurrency: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retries", DEFAULT_RETRIES)
+        super().__init__(**kwargs)
+        _one_of("results", results, ("values", "references"))
+        _one_of("failure_mode", failure_mode, ("raise", "return"))
+        self.results = results
+        self.failure_mode = failure_mode
+        self.childrun_conn_id = childrun_conn_id
+        self.max_concurrency = max_concurrency
+        self._hook: ChildRunHook | None = None
+
+    def on_kill(self) -> None:
+        """Give up what this process drives, so that the next try goes on at once."""
+        if self._hook is not None:
+            self._hook.abandon()
+
+    def _open_hook(self) -> ChildRunHook:
+        self._hook = ChildRunHook(self.childrun_conn_id, self.max_concurrency)
+        return self._hook
+
+
+class SpawnChildRunOperator(_ChildRunOperator):
+    """Spawn child runs of an operation, and wait for them: retried, it goes on where it stopped.
+
+    :param operation: what to run; or ``op_id`` and ``op_version`` of one that is registered elsewhere
+    :param input: the input of a single child (templated)
+    :param inputs: a list: one child per element (templated); a string or an object is refused
+    :param child_key: names an element: a field, or a function of it; required for elements that are objects
+    :param op_config: the operation's configuration (templated)
+    :param initial_context: context to begin with, under full keys ``<operation>.main.<key>`` (templated)
+    :param run_config: how the children are executed: retries of states, skip tags and so on
+    :param on_clear: what a clear does to children that exist: ``auto`` goes on with what is not completed and runs all
+        again if everything is; ``resume_failed``, ``reuse``, ``respawn`` (templated; ``dag_run.conf["childrun"]`` wins)
+    :param on_plan_change: what happens to an unfinished child whose operation has changed its states: ``fail``, ``respawn``
+    :param wait_for_completion: False returns handles for an :class:`AwaitChildRunOperator` downstream
+    :param results: ``values`` returns outputs, ``references`` leaves them in the store
+    :param failure_mode: ``raise`` fails the task if a child did not complete, ``return`` lets the author look
+    :param childrun_conn_id: connection of type ``childrun``
+    :param max_concurrency: how many children work at the same time
+    """
+
+    template_fields: Sequence[str] = ("input", "inputs", "op_config", "initial_context", "on_clear")
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "input": "json",
+        "inputs": "json",
+        "op_config": "json",
+        "initial_context": "json",
+    }
+
+    def __init__(
+        self,
+        *,
+        operation: Operation | None = None,
+        op_id: str | None = None,
+        op_version: str | None = None,
+        input: Any = UNSET,
+        inputs: Any = UNSET,
+        child_key: str | Callable[[Any], Any] | None = None,
+        op_config: Any = None,
+        initial_context: dict[str, Any] | None = None,
+        run_config: RunConfig | dict[str, Any] | None = None,
+        on_clear: str = "auto",
+        on_plan_change: OnPlanChange = "fail",
+        wait_for_completion: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_operation(operation, op_id, op_version)
+        if input is not UNSET and inputs is not UNSET:
+            raise InputError("give input= for one child or inputs= for several, not both", code="input_and_inputs")
+        if isinstance(inputs, str | bytes | dict) and not _is_template(inputs):
+            check_inputs(inputs)
+        if not _is_template(on_clear):
+            _one_of("on_clear", on_clear, ON_CLEAR)
+        _one_of("on_plan_change", on_plan_change, ("fail", "respawn"))
+        self.operation = operation
+        self.op_id = op_id
+        self.op_version = op_version
+        self.input = None if input is UNSET else input
+        self.inputs = None if inputs is UNSET else inputs
+        self._single = inputs is UNSET
+        self.child_key: ChildKey | None = child_key
+        self.op_config = op_config
+        self.initial_context = initial_context
+        self.run_config = None if run_config is None else RunConfig.from_author(run_config, "run_config")
+        self.on_clear = on_clear
+        self.on_plan_change: OnPlanChange = on_plan_change
+        self.wait_for_completion = wait_for_completion
+
+    def execute(self, context: Context) -> Any:
+        """Spawn, and wait unless told otherwise; one result or handle for ``input``, a list for ``inputs``."""
+        try:
+            found = self._execute(context)
+        except ChildRunError as error:
+            _fail(error)
+        return found[0] if self._single else found
+
+    def _execute(self, context: Context) -> list[dict[str, Any]]:
+        elements = [self.input] if self._single else check_inputs(self.inputs)
+        order = SpawnOrder(
+            operation=self._find_operation(),
+            elements=elements,
+            single=self._single,
+            child_key=self.child_key,
+            op_config=self.op_config,
+            initial_context=self.initial_context,
+            run_config=self.run_config,
+        )
+        policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
+        if not self.wait_for_completion:
+            self._check_await_downstream()
+            return self._open_hook().spawn(context, order, **policies)
+        return self._open_hook().spawn_and_await(
+            context, order, **policies, results=self.results, failure_mode=self.failure_mode
+        )
+
+    def _find_operation(self) -> Spawnable:
+        if self.operation is not None:
+            return self.operation
+        dag = getattr(self, "dag", None)
+        found = REGISTRY.find(self.op_id or "", self.op_version or "", getattr(dag, "fileloc", None))
+        if not isinstance(found, Operation):
+            raise InputError(f"{self.op_id} {self.op_version} is no operation")
+        return found
+
+    def _check_await_downstream(self) -> None:
+        """Refuse to spawn children that nobody would ever drive."""
+        if any(isinstance(task, AwaitChildRunOperator) for task in self.get_flat_relatives(upstream=False)):
+            return
+        raise InputError(
+            f"task {self.task_id!r} has wait_for_completion=False, but no AwaitChildRunOperator stands downstream: its "
+            "children would never run. Add one, or leave wait_for_completion on",
+            code="nobody_awaits",
+        )
+
+
+class AwaitChildRunOperator(_ChildRunOperator):
+    """Drive and await children that a ``SpawnChildRunOperator`` spawned, and return how each ended.
+
+    :param child_runs: one handle or a list, as the spawning task returned it (templated)
+    :param results: ``values`` returns outputs, ``references`` leaves them in the store
+    :param failure_mode: ``raise`` fails the task if a child did not complete, ``return`` lets the author look
+    :param childrun_conn_id: connection of type ``childrun``
+    :param max_concurrency: how many children work at the same time
+    """
+
+    template_fields: Sequence[str] = ("child_runs",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {"child_runs": "json"}
+
+    def __init__(self, *, child_runs: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.child_runs = child_runs
+
+    def execute(self, context: Context) -> Any:
+        """Wait; one result for one handle, a list for a list."""
+        single = isinstance(self.child_runs, dict)
+        handles = [self.child_runs] if single else list(self.child_runs)
+        try:
+            found = self._open_hook().await_runs(context, handles, results=self.results, failure_mode=self.failure_mode)
+        except ChildRunError as error:
+            _fail(error)
+        return found[0] if single else found
+
+
+def _fail(error: ChildRunError) -> NoReturn:
+    """Fail the task: for good if trying again cannot help."""
+    if error.retryable:
+        raise AirflowException(str(error)) from error
+    raise AirflowFailException(str(error)) from error
+
+
+def _check_operation(operation: Any, op_id: str | None, op_version: str | None) -> None:
+    if operation is None and not (op_id and op_version):
+        raise InputError("give operation=, or op_id= and op_version= of a registered one", code="operation_missing")
+    if operation is not None and (op_id or op_version):
+        raise InputError("give operation= or op_id= and op_version=, not both", code="operation_twice")
+    if operation is not None and not isinstance(operation, Operation):
+        raise InputError(
+            f"operation is a {type(operation).__name__}: decorate the function with @operation",
+            code="operation_invalid",
+        )
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; it takes {', '.join(choices)}", code="argument_invalid")
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{{" in value

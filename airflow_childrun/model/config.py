@@ -15,6 +15,10 @@ IoMode = Literal["Live", "Replay"]
 DEFAULT_FLAKE_ALLOWLIST = ("github:willyrgf/mfm",)
 
 
+LONGEST_WAIT_US = 100 * 366 * 86_400 * 1_000_000
+"""A century: the wire admits waits whose end no clock and no column could hold."""
+
+
 class Duration(Wire):
     """A span of time in whole numbers: ``{"secs", "nanos"}``."""
 
@@ -103,9 +107,9 @@ class RetryPolicy(Wire):
     def delay_us(self, failed_attempt: int) -> int:
         """Return the wait after failure number ``failed_attempt`` (0-based), in microseconds, before jitter."""
         if isinstance(self.backoff, Fixed):
-            return self.backoff.delay.us
+            return min(self.backoff.delay.us, LONGEST_WAIT_US)
         grown: int = self.backoff.base_delay.us << min(failed_attempt, 31)
-        return min(self.backoff.max_delay.us, grown)
+        return min(self.backoff.max_delay.us, grown, LONGEST_WAIT_US)
 
     @property
     def attempts(self) -> int:

@@ -22,6 +22,7 @@ from airflow_childrun.runtime.histories import check_drift, load_history, read_m
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.nursery import RunNursery
+from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.waiting import Hold, RunWaits, with_jitter
 from airflow_childrun.store.api import RunRow, TakeLease
 from airflow_childrun.transports.child_runs import ChildRunTransport
@@ -59,31 +60,32 @@ class RunDriver:
         row, house = self._row, self._house
         if row.is_terminal:
             return "ended"
-        if row.lease_expires_at is not None and row.lease_session_id != house.keeper.session_id():
+        session_id = house.patience.attempt(house.keeper.session_id)
+        if row.lease_expires_at is not None and row.lease_session_id != session_id:
             return "foreign"
         history = house.patience.attempt(lambda: load_history(house.store, row.run_id))
         manifest = house.patience.attempt(lambda: read_manifest(house.store, row.root_run_id, history.start))
         plan = house.resolver.resolve(manifest)
         house.patience.attempt(lambda: check_drift(house.store, row.root_run_id, history, plan))
-        self.journal = journal = self._open_journal(history)
+        self.journal = journal = self._open_journal(history, session_id)
         self.on_open(journal)
         self._hand_over_children(history)
         lapsed = row.lease_session_id is not None and not self._was_waiting(history)
         journal.stage(close_orphan(history, lapsed=lapsed, limit=house.limits.recovery_limit))
         return self._go_on(journal, plan, manifest.run_config)
 
-    def _open_journal(self, history: RunHistory) -> RunJournal:
+    def _open_journal(self, history: RunHistory, session_id: UUID) -> RunJournal:
         house = self._house
         return RunJournal(
             history,
             self._row.root_run_id,
             epoch=self._row.head.epoch,
-            lease=TakeLease(house.keeper.session_id()),
+            lease=TakeLease(session_id),
             store=house.store,
             committer=house.committer,
             patience=house.patience,
             entropy=house.entropy,
-            guard=house.keeper,
+            guard=SessionGuard(house.keeper, session_id),
         )
 
     def _hand_over_children(self, history: RunHistory) -> None:

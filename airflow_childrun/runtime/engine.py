@@ -65,7 +65,8 @@ class ExecutionEngine:
         :raises NotFoundError: code ``run_not_found``
         :raises ChildRunError: why the run cannot be driven; nothing was written then
         """
-        row = self.house.find_run(run_id)
+        house = self.house
+        row = house.find_run(run_id)
         if row is None:
             raise NotFoundError(f"there is no run {run_id}", code="run_not_found")
         if not row.is_terminal:
@@ -75,8 +76,7 @@ class ExecutionEngine:
             error = self.supervisor.error_of(run_id)
             if error is not None:
                 raise error
-            if run_id not in self.supervisor.stopped:
-                row = self.supervisor.wait(run_id)
+            row = house.find_run(run_id) or row if run_id in self.supervisor.stopped else self.supervisor.wait(run_id)
         return RunResult(run_id, _phase(row), row.final_snapshot_id or row.checkpoint_snapshot_id)
 
     def replay(self, run_id: UUID) -> str:
@@ -101,9 +101,8 @@ class ExecutionEngine:
         return replayer.replay(history, read)
 
     def close(self) -> None:
-        """Give up what is driven and end the session."""
+        """Give up what is driven; the session ends when the last thread of a run has."""
         self.supervisor.close()
-        self.house.keeper.close()
 
 
 class RouterBinding:

@@ -132,7 +132,9 @@ class House:
         """Make the services that belong to this process alone."""
         self.committer = Committer(self.store, self.scheduler)
         self.slots = Slots(self.scheduler, self.limits.max_concurrency)
-        self.keeper = SessionKeeper(self.store, self.scheduler, self.entropy, self.owner, self.limits.session_ttl_s)
+        self.keeper = SessionKeeper(
+            self.store, self.scheduler, self.entropy, self.owner, self.limits.session_ttl_s, self.clock
+        )
         self.patience = Patience(self.scheduler)
 
     @property

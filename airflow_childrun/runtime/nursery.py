@@ -10,7 +10,7 @@ from airflow_childrun.canonical import decode_stored
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import Lineage, create_step
-from airflow_childrun.errors import ChildRunError, OtherIoError
+from airflow_childrun.errors import ChildRunError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import Continues, Parent, RunStarted, StateEntered, StateFailed
 from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
@@ -55,6 +55,8 @@ class RunNursery:
         """
         try:
             return self._wait(run_id)
+        except StorageError as error:
+            raise StoreInterrupt(str(error), error) from error
         except ChildRunError as error:
             raise OtherIoError(
                 f"child run {run_id} cannot be driven here: {error.info.message} [{error.code}]",

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from airflow_childrun.clock import Entropy
+from airflow_childrun.clock import Clock, Entropy
 from airflow_childrun.errors import LeaseLost, StorageError
 from airflow_childrun.runtime.scheduler import Scheduler
-from airflow_childrun.store.api import Owner, Store
+from airflow_childrun.store.api import Owner, Session, Store
 
 
 class SessionKeeper:
     """Opens the session when it is first needed and renews it from a thread of its own.
 
+    A session that could not be renewed in time is over; the next run that is taken over opens another.
+
     :param ttl_s: how long the session lives after a renewal
     """
 
-    def __init__(self, store: Store, scheduler: Scheduler, entropy: Entropy, owner: Owner, ttl_s: float) -> None:
+    def __init__(
+        self, store: Store, scheduler: Scheduler, entropy: Entropy, owner: Owner, ttl_s: float, clock: Clock
+    ) -> None:
         self._store = store
         self._scheduler = scheduler
         self._entropy = entropy
-        self.owner = owner
+        self._owner = owner
         self._ttl_s = ttl_s
+        self._clock = clock
         self._monitor = scheduler.monitor()
         self._session_id: UUID | None = None
         self._safe_until_s = 0.0
-        self._closed = False
         self._offset_us = 0
 
     def session_id(self) -> UUID:
@@ -34,13 +38,20 @@ class SessionKeeper:
         :raises StorageError: if it cannot be opened
         """
         with self._monitor:
-            if self._session_id is None:
-                self._open()
-            return self._session_id or self._entropy.new_id()
+            return self._open() if self._session_id is None else self._session_id
 
-    def require_safe(self) -> None:
-        """Raise LeaseLost once this process cannot be sure any more that its leases hold."""
-        if self._session_id is not None and self._scheduler.now_s() >= self._safe_until_s:
+    def owns(self, session_id: UUID | None) -> bool:
+        """Whether a session is the one of this process."""
+        return session_id is not None and session_id == self._session_id
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the session surely lives, or a new one would be opened."""
+        return self._session_id is None or self._scheduler.now_s() < self._safe_until_s
+
+    def require_safe(self, session_id: UUID) -> None:
+        """Raise LeaseLost once this process cannot be sure any more that the leases of a session hold."""
+        if not self.owns(session_id) or not self.is_safe:
             raise LeaseLost("this process could not renew its session in time; another one may drive the run now")
 
     def store_now_us(self, local_us: int) -> int:
@@ -50,41 +61,59 @@ class SessionKeeper:
     def close(self) -> None:
         """End the session: its leases are free."""
         with self._monitor:
-            session_id, self._session_id, self._closed = self._session_id, None, True
+            session_id, self._session_id = self._session_id, None
             self._monitor.notify_all()
         if session_id is not None:
             self._store.close_session(session_id)
 
-    def _open(self) -> None:
+    def _open(self) -> UUID:
         before = self._scheduler.now_s()
         session_id = self._entropy.new_id()
-        self._store.open_session(session_id, self.owner, self._ttl_us)
+        self._learn(self._store.open_session(session_id, self._owner, self._ttl_us), before)
         self._session_id = session_id
-        self._safe_until_s = before + self._ttl_s * SAFE_PART
-        self._closed = False
-        self._scheduler.start("childrun-session", self._keep)
+        self._scheduler.start("childrun-session", lambda: self._keep(session_id))
+        return session_id
 
-    def _keep(self) -> None:
+    def _keep(self, session_id: UUID) -> None:
         """Renew three times in a lifetime, until the session is closed or over."""
         while True:
             with self._monitor:
                 self._monitor.wait(self._ttl_s / 3)
-                session_id = self._session_id
-                if self._closed or session_id is None:
+                if self._session_id != session_id:
                     return
             before = self._scheduler.now_s()
             try:
                 renewed = self._store.renew_session(session_id, self._ttl_us)
             except StorageError:
                 continue
-            if renewed is None:
-                self._safe_until_s = 0.0
-                return
-            self._safe_until_s = before + self._ttl_s * SAFE_PART
+            with self._monitor:
+                if self._session_id != session_id:
+                    return
+                if renewed is None:
+                    self._session_id = None
+                    return
+                self._learn(renewed, before)
+
+    def _learn(self, session: Session, before_s: float) -> None:
+        """Remember until when the session is safe, and how far the store's clock is from ours."""
+        self._safe_until_s = before_s + self._ttl_s * SAFE_PART
+        self._offset_us = session.now - self._clock.now_us()
 
     @property
     def _ttl_us(self) -> int:
         return int(self._ttl_s * 1_000_000)
+
+
+class SessionGuard:
+    """Says whether a process may still act for a run that it took in a session."""
+
+    def __init__(self, keeper: SessionKeeper, session_id: UUID) -> None:
+        self._keeper = keeper
+        self._session_id = session_id
+
+    def require_safe(self) -> None:
+        """Raise LeaseLost if it may not."""
+        self._keeper.require_safe(self._session_id)
 
 
 SAFE_PART = 0.8

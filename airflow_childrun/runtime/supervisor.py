@@ -6,7 +6,15 @@ import logging
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
-from airflow_childrun.errors import Abandoned, ChildRunError, Interrupt, LeaseLost, NotFoundError, StoreInterrupt
+from airflow_childrun.errors import (
+    Abandoned,
+    ChildRunError,
+    Interrupt,
+    LeaseLost,
+    NotFoundError,
+    StorageError,
+    StoreInterrupt,
+)
 from airflow_childrun.runtime.driver import RunDriver, Surroundings
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
@@ -34,6 +42,7 @@ class Supervisor:
                 return
             self._active[run_id] = None
             self._undrivable.pop(run_id, None)
+            self.stopped.discard(run_id)
         self._house.slots.submit(run_id, self._beginner(run_id))
 
     def wait(self, run_id: UUID, hold: Hold | None = None) -> RunRow:
@@ -47,11 +56,16 @@ class Supervisor:
             return row
         self.hand_over(run_id)
         self._house.slots.promote(run_id)
-        if hold is not None:
-            hold.release()
-        row = self._watch(run_id)
-        if hold is not None:
+        if hold is None:
+            return self._watch(run_id)
+        hold.release()
+        try:
+            row = self._watch(run_id)
+        except ChildRunError:
+            # The handler is told and goes on, so it needs its slot as after any other answer.
             hold.take_again()
+            raise
+        hold.take_again()
         return row
 
     def wait_while_active(self, run_ids: Iterable[UUID], timeout_s: float | None) -> set[UUID]:
@@ -69,13 +83,18 @@ class Supervisor:
             return self._undrivable.get(run_id)
 
     def close(self) -> None:
-        """Give every run up: waits and the next io raise Abandoned; each lease is released when its thread has ended."""
+        """Give every run up: waits and the next io raise Abandoned.
+
+        Each lease is released when its thread has ended, and the session with the last of them.
+        """
         self._house.slots.close()
         with self._monitor:
             journals = [journal for journal in self._active.values() if journal is not None]
             self._active = {run_id: journal for run_id, journal in self._active.items() if journal is not None}
+            self._monitor.notify_all()
         for journal in journals:
             journal.kill()
+        self._close_session_if_last()
 
     def is_idle(self) -> bool:
         """Whether nothing is driven."""
@@ -115,6 +134,16 @@ class Supervisor:
             with self._monitor:
                 self._active.pop(run_id, None)
                 self._monitor.notify_all()
+            self._close_session_if_last()
+
+    def _close_session_if_last(self) -> None:
+        """End the session once the process has given up and no thread of a run is left."""
+        if not self._house.slots.is_closed or not self.is_idle():
+            return
+        try:
+            self._house.keeper.close()
+        except StorageError as error:
+            _log.warning("the session of this process ends by itself later: %s", error)
 
     def _drive_until_settled(self, run_id: UUID, hold: Hold) -> None:
         """Take a run over; begin anew where another writer came in between."""
@@ -165,11 +194,17 @@ class Supervisor:
                 return row
             if error is not None:
                 raise error
-            if row.lease_expires_at is None:
+            if self._may_drive(row):
                 self.hand_over(run_id)
             else:
                 with self._monitor:
                     self._monitor.wait(self._house.limits.poll_s)
+
+    def _may_drive(self, row: RunRow) -> bool:
+        """Whether nobody else owns a run, and this process can be sure of its own leases."""
+        keeper = self._house.keeper
+        is_free = row.lease_expires_at is None or keeper.owns(row.lease_session_id)
+        return is_free and keeper.is_safe
 
     def _find(self, run_id: UUID) -> RunRow:
         row = self._house.find_run(run_id)

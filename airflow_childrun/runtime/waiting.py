@@ -8,6 +8,9 @@ from airflow_childrun.model.events import WAIT_OPENED, DomainEvent
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 
+LONGEST_LOOK_S = 60.0
+"""How long to wait without looking at the clock: it may be set, and threads cannot wait for ever."""
+
 
 class Hold:
     """The slot that a driven run holds, or does not hold while it waits."""
@@ -44,7 +47,7 @@ class Hold:
             while (left_us := until_us - self._house.now_us()) > 0:
                 if self._slots.is_closed:
                     raise Abandoned("this process gave the run up while it waited")
-                self._slots.monitor.wait(left_us / 1_000_000)
+                self._slots.monitor.wait(min(left_us / 1_000_000, LONGEST_LOOK_S))
         self.take_again()
 
 

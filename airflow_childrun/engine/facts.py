@@ -86,6 +86,11 @@ class FactIndex:
         fact = self._newest(key)
         return None if fact is None or self._is_forgotten(fact) else fact
 
+    def has_forgotten(self, key: str) -> bool:
+        """Whether the newest fact under a key is forgotten."""
+        fact = self._newest(key)
+        return fact is not None and self._is_forgotten(fact)
+
     def next_supersession(self, key: str) -> int:
         """Return the number that a fact which replaces the newest under a key has."""
         fact = self._newest(key)

@@ -191,15 +191,17 @@ class RunHistory:
         self.finished = event
 
     def _on_domain(self, event: DomainEvent) -> None:
+        try:
+            self._take_domain(event)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise self._refuse(f"{event.name}_malformed", f"{event.name} has another shape than the engine's") from None
+
+    def _take_domain(self, event: DomainEvent) -> None:
         self.is_waiting = event.name == WAIT_OPENED
         state_id = self.open_attempt.state_id if self.open_attempt else None
         match event.name:
             case name if name in (FACT_RECORDED, FACT_FAILED):
-                fact = fact_of(event, self._here, state_id)
-                if fact is not None:
-                    self.facts.add(fact)
-                    self._last_fact_key = fact.key
-                    self.recoveries = 0
+                self._on_fact(event, state_id)
             case name if name == WAIT_OPENED:
                 wait = event.payload
                 self.waits[wait["key"]] = Wait(wait["key"], wait["try"], wait["until"], self._here, state_id)
@@ -211,6 +213,23 @@ class RunHistory:
                 self.host_tries.append(event.payload)
             case _:
                 pass
+
+    def _on_fact(self, event: DomainEvent, state_id: str | None) -> None:
+        fact = fact_of(event, self._here, state_id)
+        if fact is None:
+            if self.is_v1:
+                return
+            raise ValueError(event.name)
+        before = self.facts.find(fact.key)
+        if before is not None and self.is_v1:
+            return  # the original engine lets the first binding win
+        if before is not None and fact.supersedes <= before.supersedes and fact.payload_id != before.payload_id:
+            refusal = self._refuse("fact_recorded_conflict", f"the key {fact.key!r} was bound a second time")
+            refusal.info = replace(refusal.info, details={**refusal.info.details, "key": fact.key})
+            raise refusal
+        self.facts.add(fact)
+        self._last_fact_key = fact.key
+        self.recoveries = 0
 
     def _on_spawned(self, payload: dict[str, Any]) -> None:
         key = payload.get("fact_key", self._last_fact_key)
@@ -227,13 +246,8 @@ class RunHistory:
         return attempt
 
     def _forget_waits(self) -> None:
-        """Forget the waits of the failed attempt, but those under keys that a fact has answered."""
-        kept = {}
-        for key, wait in self.waits.items():
-            fact = self.facts.find(key)
-            if fact is not None or wait.state_id in self.completed:
-                kept[key] = wait
-        self.waits = kept
+        """Forget the waits under the keys of forgotten errors."""
+        self.waits = {key: wait for key, wait in self.waits.items() if not self.facts.has_forgotten(key)}
 
     @property
     def _here(self) -> Position:
@@ -293,7 +307,7 @@ def _continued(before: RunHistory, run_id: UUID) -> RunHistory:
         checkpoint_id=before.checkpoint_id,
         completed=dict(before.completed),
         facts=facts,
-        waits={key: wait for key, wait in before.waits.items() if wait.state_id in before.completed},
+        waits={key: wait for key, wait in before.waits.items() if not facts.has_forgotten(key)},
         children=list(before.children),
         last_entered=before.last_entered,
     )

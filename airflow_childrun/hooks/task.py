@@ -95,8 +95,9 @@ class HostTask:
         self._progress.total = len(rows)
         waiting = {row.run_id for row in rows if not row.is_terminal}
         self._progress.ended = len(rows) - len(waiting)
-        for run_id in waiting:
-            self._supervisor.hand_over(run_id)
+        for row in rows:
+            if row.run_id in waiting:
+                self._supervisor.hand_over(row.run_id)
         self._watch(waiting)
         errors = self._settle(waiting)
         while not self._supervisor.is_idle():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from airflow_childrun.canonical import canonical_json_bytes, decode_outside, decode_stored
+from airflow_childrun.canonical import canonical_json_bytes, decode_stored
 from airflow_childrun.clock import Entropy, SystemEntropy
 from airflow_childrun.engine.history import fold
 from airflow_childrun.errors import ConcurrencyError, CorruptionError, InvalidHistoryError, NotFoundError
@@ -145,10 +145,3 @@ def _body_of(item: Mapping[str, Any]) -> bytes:
     text: str = item["text"]
     return text.encode()
 
-
-def read_json_lines(text: str) -> list[Any]:
-    """Read a file of JSON lines as histories come in: one value a line, blank lines ignored.
-
-    :raises CanonicalError: if a line is not JSON that we could write
-    """
-    return [decode_outside(line) for line in text.splitlines() if line.strip()]

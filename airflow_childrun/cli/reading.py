@@ -10,8 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError, InputError, NotFoundError
-from airflow_childrun.model.events import Event, RunStarted
-from airflow_childrun.store.api import RunFilter, RunRow, Store, StoredEvent
+from airflow_childrun.model.events import RunStarted
+from airflow_childrun.store.api import RunFilter, RunRow, Store
 from airflow_childrun.store.codec import decode_event
 
 PAGE = 500
@@ -122,17 +122,13 @@ def seen(store: Store, rows: Iterable[RunRow]) -> list[SeenRun]:
 def _key_of(store: Store, row: RunRow) -> str | None:
     if row.parent_run_id is None:
         return None
-    first = [_read(event) for event in store.read_events(row.run_id, 1, 1)]
-    started = first[0] if first else None
-    return started.parent.fact_key if isinstance(started, RunStarted) and started.parent else None
-
-
-def _read(stored: StoredEvent) -> Event | None:
     try:
-        return decode_event(stored)
+        first = [decode_event(event) for event in store.read_events(row.run_id, 1, 1)]
     except CorruptionError:
         # A list must not end at a run that is damaged: `childrun verify` says what is wrong with it.
         return None
+    started = first[0] if first else None
+    return started.parent.fact_key if isinstance(started, RunStarted) and started.parent else None
 
 
 def moment(at: int | None) -> str:

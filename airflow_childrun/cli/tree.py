@@ -21,7 +21,7 @@ _SIGNS = {"Pending": "○", "Running": "◐", "Completed": "●", "Failed": "✗
 
 
 def show_tree(arguments: argparse.Namespace) -> int:
-    """Show a run and everything below it; where one run has many children, what failed comes first."""
+    """Show a run and everything below it; where one run has many children, those that failed are never left out."""
     store = store_of(arguments)
     row = find_run(store, arguments.run_id)
     if arguments.root and row.root_run_id != row.run_id:
@@ -65,9 +65,11 @@ def tree_of(store: Store, row: RunRow, width: int, *, label: Callable[[SeenRun],
 
 
 def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[SeenRun], str]) -> None:
-    children = sorted(_newest(store.children_of(run_id)), key=lambda row: _URGENCY.index(row.status))
-    shown = children[: width or None]
-    for each in sorted(seen(store, shown), key=lambda run: (run.row.created_at, run.key or "")):
+    slots = _newest(store.children_of(run_id))
+    children = sorted(slots, key=lambda row: _URGENCY.index(row.status))
+    chosen = {row.run_id for row in children[: width or None]}
+    shown = [row for row in slots if row.run_id in chosen]
+    for each in seen(store, shown):
         _grow(store, tree.add(write(each)), each.row.run_id, width, write)
     rest = children[len(shown) :]
     if rest:
@@ -75,7 +77,7 @@ def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[S
 
 
 def _newest(rows: list[RunRow]) -> list[RunRow]:
-    """Leave out the generations of a slot that a later one follows: its line says which generation it is."""
+    """Return each slot's newest generation, in the order in which the slots were opened."""
     newest: dict[UUID, RunRow] = {}
     for row in rows:
         known = newest.get(row.slot_id)

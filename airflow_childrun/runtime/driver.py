@@ -25,7 +25,7 @@ from airflow_childrun.runtime.nursery import RunNursery
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.waiting import Hold, RunWaits, with_jitter
 from airflow_childrun.store.api import RunRow, TakeLease
-from airflow_childrun.transports.child_runs import ChildRunTransport
+from airflow_childrun.transports.child_runs import ChildRunBinding, ChildRunTransport
 from airflow_childrun.transports.registry import LiveIoEnv, Router, TransportRegistry
 
 Ending = Literal["ended", "foreign", "stopped"]
@@ -166,20 +166,21 @@ class RunDriver:
 
     def _io(self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig) -> FactIo:
         identity = self._identity(journal.history)
-        router = self._router(LiveIoEnv(identity, node.id, entered.attempt), journal)
+        replay = config.io_mode == "Replay"
+        router = self._router(LiveIoEnv(identity, node.id, entered.attempt), journal, replay=replay)
         scene = Scene(identity, node.id, journal.history.facts, journal, self._house.policy)
-        if config.io_mode == "Replay":
+        if replay:
             return ReplayIo(scene, router, retryable=config.replay_missing_fact_retryable)
         return LiveIo(scene, router, self._house.sources, RunWaits(self._house, journal, self._around.hold))
 
-    def _router(self, env: LiveIoEnv, journal: RunJournal) -> Router:
+    def _router(self, env: LiveIoEnv, journal: RunJournal, *, replay: bool) -> Router:
         around = self._around
         nursery = RunNursery(
             self._house, journal.history, around.hand_over, lambda run_id: around.wait(run_id, around.hold)
         )
         registry = TransportRegistry(self._house.transports.all().values())
         registry.register(_ChildRuns(self._house, journal, nursery))
-        return Router(registry, env)
+        return Router(registry, env, replay=replay)
 
     def _identity(self, history: RunHistory) -> RunIdentity:
         return RunIdentity(
@@ -208,6 +209,10 @@ class _ChildRuns:
     def namespace_group(self) -> str:
         """Return ``machine.child_run``."""
         return "machine.child_run"
+
+    def binding(self, env: LiveIoEnv) -> ChildRunBinding:
+        """Return how replay binds requests to recorded answers."""
+        return ChildRunBinding(env.identity, self._house.policy)
 
     def make(self, env: LiveIoEnv) -> Any:
         """Make the transport of one attempt."""

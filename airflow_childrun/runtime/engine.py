@@ -10,7 +10,7 @@ from uuid import UUID
 from airflow_childrun.engine.ports import IoCall, RunIdentity
 from airflow_childrun.engine.prepare import Lineage, Request, prepare_run
 from airflow_childrun.engine.replay import Replayer
-from airflow_childrun.errors import ConcurrencyError, IoError, NotFoundError
+from airflow_childrun.errors import ConcurrencyError, IoError, NotFoundError, OtherRunError, StoreInterrupt
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.house import House
@@ -96,9 +96,18 @@ class ExecutionEngine:
         replayer = Replayer(identity, plan, manifest.run_config, house.policy, binding)
 
         def read(artifact_id: str) -> bytes:
-            return house.store.get_artifacts(row.root_run_id, [artifact_id])[artifact_id]
+            found = house.store.get_artifacts(row.root_run_id, [artifact_id])
+            if artifact_id not in found:
+                missing = NotFoundError(
+                    f"artifact {artifact_id} is missing; run `childrun verify`", code="artifact_not_found"
+                )
+                raise StoreInterrupt(str(missing), missing)
+            return found[artifact_id]
 
-        return replayer.replay(history, read)
+        try:
+            return replayer.replay(history, read)
+        except StoreInterrupt as broken:
+            raise broken.cause or OtherRunError(str(broken)) from broken
 
     def close(self) -> None:
         """Give up what is driven; the session ends when the last thread of a run has."""
@@ -110,7 +119,7 @@ class RouterBinding:
 
     def __init__(self, house: House, identity: RunIdentity) -> None:
         self._children = ChildRunBinding(identity, house.policy)
-        self._router = Router(house.transports, LiveIoEnv(identity, "", 0))
+        self._router = Router(house.transports, LiveIoEnv(identity, "", 0), replay=True)
 
     def request_digest(self, call: IoCall) -> str:
         """Bind like the live transports."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from airflow_childrun.engine.fact_io import bound_digest, request_mismatch
-from airflow_childrun.engine.ports import IoCall, Reply, RunIdentity, Superseded, Transport
+from airflow_childrun.engine.ports import Binding, IoCall, Reply, RunIdentity, Superseded, Transport
 from airflow_childrun.errors import IoError, OperationError, OtherIoError
 
 
@@ -34,7 +34,11 @@ class LiveIoTransport(Protocol):
 
 
 class LiveIoTransportFactory(Protocol):
-    """Makes a transport for each attempt; serves a namespace group and everything below it."""
+    """Makes a transport for each attempt; serves a namespace group and everything below it.
+
+    A factory whose transports bind requests in a way of their own has a method ``binding(env)`` beside, which returns a
+    :class:`~airflow_childrun.engine.ports.Binding`: replay uses that, and never calls :meth:`make`.
+    """
 
     def namespace_group(self) -> str:
         """Return the group: ``proof`` serves ``proof`` and ``proof.*``."""
@@ -73,22 +77,24 @@ class TransportRegistry:
 
 
 class Router:
-    """The transport of one attempt: the longest matching group serves a namespace."""
+    """The transport of one attempt: the longest matching group serves a namespace.
 
-    def __init__(self, registry: TransportRegistry, env: LiveIoEnv) -> None:
+    :param replay: only bind requests; no transport is ever made
+    """
+
+    def __init__(self, registry: TransportRegistry, env: LiveIoEnv, *, replay: bool = False) -> None:
         self._factories = registry.all()
         self._env = env
+        self._replay = replay
         self._made: dict[str, Transport] = {}
 
     def request_digest(self, call: IoCall) -> str:
         """Return the digest of what could change the answer; see :class:`~airflow_childrun.engine.ports.Binding`."""
-        serving = self._find(call.namespace)
-        return bound_digest(call) if serving is None else serving.request_digest(call)
+        return self._binding(call.namespace).request_digest(call)
 
     def mismatch(self, call: IoCall, recorded: Any) -> IoError:
         """Return the error for a request that differs from the recorded one."""
-        serving = self._find(call.namespace)
-        return request_mismatch(call) if serving is None else serving.mismatch(call, recorded)
+        return self._binding(call.namespace).mismatch(call, recorded)
 
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
         """Ask the transport that serves the namespace.
@@ -100,10 +106,21 @@ class Router:
             raise OtherIoError("unknown io namespace", code="io_unknown_namespace")
         return serving.perform(call, superseded)
 
-    def _find(self, namespace: str) -> Transport | None:
+    def _binding(self, namespace: str) -> Binding:
+        if not self._replay:
+            return self._find(namespace) or _PLAIN
+        group = self._group(namespace)
+        bind = getattr(self._factories.get(group or ""), "binding", None)
+        binding: Binding = _PLAIN if bind is None else bind(self._env)
+        return binding
+
+    def _group(self, namespace: str) -> str | None:
         groups = (group for group in self._factories if namespace == group or namespace.startswith(group + "."))
-        group = max(groups, key=len, default=None)
-        if group is None:
+        return max(groups, key=len, default=None)
+
+    def _find(self, namespace: str) -> Transport | None:
+        group = self._group(namespace)
+        if group is None or self._replay:
             return None
         if group not in self._made:
             made = self._factories[group].make(self._env)
@@ -111,11 +128,8 @@ class Router:
         return self._made[group]
 
 
-class _Simple:
-    """Gives a transport of one method the other two."""
-
-    def __init__(self, inner: LiveIoTransport) -> None:
-        self._inner = inner
+class PlainBinding:
+    """Binds an answer to namespace and request."""
 
     def request_digest(self, call: IoCall) -> str:
         """Bind the whole request."""
@@ -124,6 +138,16 @@ class _Simple:
     def mismatch(self, call: IoCall, recorded: Any) -> IoError:  # noqa: ARG002 - a plain answer tells nothing of its request
         """Name key and namespace."""
         return request_mismatch(call)
+
+
+_PLAIN = PlainBinding()
+
+
+class _Simple(PlainBinding):
+    """Gives a transport of one method the other two."""
+
+    def __init__(self, inner: LiveIoTransport) -> None:
+        self._inner = inner
 
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:  # noqa: ARG002 - stateless
         """Ask."""

@@ -44,6 +44,10 @@ from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.verify import Finding, verify_run
 
 
+LEAVE_WITHIN_S = 3.0
+"""Airflow kills a process 5 s after it has called ``on_kill``."""
+
+
 class ChildRunHook(BaseHook):
     """Reads child runs, and spawns and awaits them on behalf of a task.
 
@@ -142,7 +146,7 @@ class ChildRunHook(BaseHook):
     def abandon(self) -> None:
         """Give up what a running task of this hook drives; the next try goes on."""
         if self._task is not None:
-            self._task.close()
+            self._task.leave(within_s=LEAVE_WITHIN_S)
 
     def find_run(self, run_id: str | UUID) -> RunRow | None:
         """Return a run's row, or None."""

@@ -108,9 +108,24 @@ class HostTask:
         return [last[row.run_id] for row in rows]
 
     def close(self) -> None:
-        """Give up what is still driven, and end the session."""
+        """Give up what is still driven; the session ends with the last thread of a run."""
         self._supervisor.close()
-        self._house.keeper.close()
+
+    def leave(self, within_s: float) -> None:
+        """Give up from a signal handler: what the store has to be told is told beside the main thread, and not for long."""
+        left: list[bool] = []
+        monitor = self._house.scheduler.monitor()
+
+        def close() -> None:
+            self.close()
+            with monitor:
+                left.append(True)
+                monitor.notify_all()
+
+        self._house.scheduler.start("childrun leave", close)
+        with monitor:
+            if not left:
+                monitor.wait(within_s)
 
     def in_background(self, work: Callable[[], T]) -> T:
         """Run ``work`` beside the main thread, which reports meanwhile, and return or raise what it does."""

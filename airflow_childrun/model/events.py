@@ -7,15 +7,19 @@ after V1 and are left out while they are absent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
-from airflow_childrun.errors import CorruptionError, ErrorInfo
+from airflow_childrun.errors import CorruptionError, ErrorInfo, InvalidIdError
+from airflow_childrun.ids import require_op_id, require_state_id
 from airflow_childrun.model.wire import Wire
 
 ENGINE = 1
 """Which engine behaviour wrote a history; stands in ``RunStarted.engine``. Absent: V1, the original engine."""
+
+OpIdField = Annotated[str, AfterValidator(require_op_id)]
+StateIdField = Annotated[str, AfterValidator(require_state_id)]
 
 Status = Literal["Completed", "Failed", "Cancelled"]
 
@@ -63,7 +67,7 @@ class RunStarted(Wire):
             "airflow",
         }
     )
-    op_id: str
+    op_id: OpIdField
     manifest_id: str
     initial_snapshot_id: str
     engine: int | None = None
@@ -86,7 +90,7 @@ class StateEntered(Wire):
     """An attempt of a state begins (``attempt`` is 0-based); durable before the handler starts."""
 
     tag: ClassVar[str] = "StateEntered"
-    state_id: str
+    state_id: StateIdField
     attempt: int
     base_snapshot_id: str
 
@@ -96,7 +100,7 @@ class StateCompleted(Wire):
 
     tag: ClassVar[str] = "StateCompleted"
     _added = frozenset({"skipped"})
-    state_id: str
+    state_id: StateIdField
     context_snapshot_id: str
     skipped: bool = False
 
@@ -122,7 +126,7 @@ class StateFailed(Wire):
 
     tag: ClassVar[str] = "StateFailed"
     _added = frozenset({"retry_at", "recovered"})
-    state_id: str
+    state_id: StateIdField
     error: Failure
     failure_snapshot_id: str | None = None
     retry_at: int | None = None
@@ -195,7 +199,7 @@ def event_from_json(value: Any) -> Event:
             return DomainEvent.from_json(value["Domain"])
         ((tag, body),) = value["Kernel"].items()
         return _KERNEL[tag].from_json(body)
-    except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError, InvalidIdError):
         raise CorruptionError(
             "a stored event has no shape that this release knows; run `childrun verify`", code="event_malformed"
         ) from None

@@ -24,7 +24,7 @@ class SessionKeeper:
         self._store = store
         self._scheduler = scheduler
         self._entropy = entropy
-        self._owner = owner
+        self.owner = owner
         self._ttl_s = ttl_s
         self._clock = clock
         self._monitor = scheduler.monitor()
@@ -69,7 +69,7 @@ class SessionKeeper:
     def _open(self) -> UUID:
         before = self._scheduler.now_s()
         session_id = self._entropy.new_id()
-        self._learn(self._store.open_session(session_id, self._owner, self._ttl_us), before)
+        self._learn(self._store.open_session(session_id, self.owner, self._ttl_us), before)
         self._session_id = session_id
         self._scheduler.start("childrun-session", lambda: self._keep(session_id))
         return session_id

@@ -77,7 +77,8 @@ def show_run(arguments: argparse.Namespace) -> int:
     row = find_run(store, arguments.run_id)
     (run,) = seen(store, [row])
     children = store.children_of(row.run_id)
-    snapshot = _snapshot(store, row)
+    is_task = row.kind == "task_instance"
+    snapshot = None if is_task else _snapshot(store, row)
     if arguments.output:
         counts = {status: sum(child.status == status for child in children) for status in COLOURS}
         output.write_json({**run.to_json(), "children": counts, "snapshot": snapshot})
@@ -119,6 +120,8 @@ def _lines(run: SeenRun) -> list[tuple[str, str]]:
         ("events", str(row.head.seq)),
     ]
     if at is not None:
+        # A task instance has no end of its own: Airflow knows how it is.
+        lines = [line for line in lines if line[0] not in {"status", "key", "parent", "ended", "duration"}]
         lines.insert(2, ("dag run", escape(at.dag_run_id)))
     if row.wake_at:
         lines.append(("goes on", f"{moment(row.wake_at)} UTC"))

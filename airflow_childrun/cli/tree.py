@@ -10,38 +10,51 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import SeenRun, find_run, seen, span
+from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, seen, span
 from airflow_childrun.cli.runs import COLOURS, summary
 from airflow_childrun.cli.screen import show
 from airflow_childrun.cli.target import store_of
-from airflow_childrun.store.api import RunRow, Store
+from airflow_childrun.errors import NotFoundError
+from airflow_childrun.store.api import RunFilter, RunRow, Store
 
 _URGENCY = ("Failed", "Running", "Cancelled", "Pending", "Completed")
 _SIGNS = {"Pending": "○", "Running": "◐", "Completed": "●", "Failed": "✗", "Cancelled": "⊘"}
 
 
 def show_tree(arguments: argparse.Namespace) -> int:
-    """Show a run and everything below it; where one run has many children, those that failed are never left out."""
+    """Show a run and everything below it; where one run has many children, those that failed are never left out.
+
+    The id may be that of a root that is no run, such as a DAG run's: then everything below it is shown.
+    """
     store = store_of(arguments)
-    row = find_run(store, arguments.run_id)
-    if arguments.root and row.root_run_id != row.run_id:
-        # A tree below a DAG run has no run of its own as its root.
-        row = store.find_run(row.root_run_id) or _topmost(store, row)
+    tops = _tops(store, arguments.run_id, from_root=arguments.root)
     if arguments.output:
-        for each in walk(store, row):
-            output.write_json(each.to_json())
-        return 0
-    show(tree_of(store, row, arguments.width))
+        for row in tops:
+            for each in walk(store, row):
+                output.write_json(each.to_json())
+    else:
+        show(*(tree_of(store, row, arguments.width) for row in tops))
     return 0
 
 
-def _topmost(store: Store, row: RunRow) -> RunRow:
-    while row.parent_run_id is not None:
-        parent = store.find_run(row.parent_run_id)
-        if parent is None:
-            return row
-        row = parent
-    return row
+def _tops(store: Store, text: str, *, from_root: bool) -> list[RunRow]:
+    try:
+        row = find_run(store, text)
+    except NotFoundError:
+        # A tree below a DAG run has no run of its own as its root.
+        tops = _below_root(store, text)
+        if not tops:
+            raise
+        return tops
+    return _below_root(store, str(row.root_run_id)) if from_root else [row]
+
+
+def _below_root(store: Store, text: str) -> list[RunRow]:
+    try:
+        root = UUID(text)
+    except ValueError:
+        return []
+    return [row for row in all_runs(store, RunFilter(root_run_id=root)) if row.parent_run_id is None]
 
 
 def walk(store: Store, row: RunRow) -> Iterator[SeenRun]:

@@ -267,6 +267,7 @@ def test_a_tree_shows_each_slot_once_and_leaves_out_no_failure(childrun: Run) ->
     assert out.splitlines()[0] == lines[0]
     assert "... 10 more: 10 Completed" in out
     assert len(childrun("runs", "tree", str(HOST), "--json")[1].splitlines()) == 15
+    assert childrun("runs", "tree", str(ROOT))[1].splitlines() == lines, "a DAG run's id shows all of its tasks"
 
 
 def test_verify_finds_nothing_in_what_was_written(childrun: Run) -> None:

@@ -51,17 +51,8 @@ def build_address(
             "the database is missing (field 'schema' of the connection: the database's name; for SQLite the file's path)",
             code="connection_invalid",
         )
-    if dialect == "sqlite" and not Path(database).is_absolute():
-        raise HostError(
-            f"the path of the SQLite file must be absolute, not {database!r}: every process must mean the same file",
-            code="connection_invalid",
-        )
-    for name in query or ():
-        if any(word in name.lower() for word in _SECRET_WORDS):
-            raise HostError(
-                f"{name!r} does not belong into 'query', which is shown in clear: use the login and password fields",
-                code="connection_invalid",
-            )
+    _require_absolute(dialect, database)
+    _refuse_secrets(query or {})
     return URL.create(
         f"{dialect}+{driver}",
         username=login or None,
@@ -71,6 +62,23 @@ def build_address(
         database=database,
         query=dict(query or {}),
     )
+
+
+def _require_absolute(dialect: str, database: str) -> None:
+    if dialect == "sqlite" and not Path(database).is_absolute():
+        raise HostError(
+            f"the path of the SQLite file must be absolute, not {database!r}: every process must mean the same file",
+            code="connection_invalid",
+        )
+
+
+def _refuse_secrets(query: Mapping[str, str]) -> None:
+    for name in query:
+        if any(word in name.lower() for word in _SECRET_WORDS):
+            raise HostError(
+                f"{name!r} does not belong into 'query', which is shown in clear: use the login and password fields",
+                code="connection_invalid",
+            )
 
 
 def parse_address(text: str) -> Address:

@@ -70,7 +70,7 @@ class Moves:
 
     ``checkpoint_at`` is the index, among the commit's events for the run, of the event that is the new checkpoint.
     Computed by ``airflow_childrun.store.projection`` from the events alone, so that it can be rebuilt.
-    ``wake_at``: 0 clears it.
+    ``wake_at``: 0 clears it; ``error_code``: "" clears it.
     """
 
     status: RunStatus | None = None

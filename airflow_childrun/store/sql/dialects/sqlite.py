@@ -42,6 +42,7 @@ class SqliteDialect(StoreDialect):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.busy_timeout_s = BUSY_TIMEOUT_S
 
     def url(self, url: URL) -> URL:
         """Refuse a database that would vanish with its connection."""
@@ -53,7 +54,7 @@ class SqliteDialect(StoreDialect):
         """Return arguments of ``create_engine``."""
         return {
             "poolclass": QueuePool,
-            "connect_args": {"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+            "connect_args": {"check_same_thread": False, "timeout": self.busy_timeout_s},
         }
 
     def prepare(self, engine: Engine) -> None:

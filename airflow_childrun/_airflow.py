@@ -49,6 +49,7 @@ __all__ = [
     "connection_from_secrets",
     "empty_metadata",
     "mask_secret",
+    "mask_secret_async",
     "metadata_engine",
     "metadata_session",
     "metadata_url",
@@ -66,6 +67,18 @@ def mask_secret(value: str) -> None:
     from airflow.sdk.log import mask_secret as mask
 
     mask(value)
+
+
+async def mask_secret_async(value: str) -> None:
+    """Do what :func:`mask_secret` does, from an event loop."""
+    from airflow.sdk import log
+
+    mask = getattr(log, "amask_secret", None)
+    if mask is None:
+        # Before 3.3 the one function serves both.
+        log.mask_secret(value)
+    else:
+        await mask(value)
 
 
 def registered_secrets(min_length: int = 12) -> frozenset[str]:

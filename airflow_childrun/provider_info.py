@@ -52,7 +52,7 @@ def _connection_type() -> dict[str, Any]:
             "dialect": {
                 "label": "Dialect",
                 "description": "Empty if the password field holds a whole URL.",
-                "schema": {"type": ["string", "null"], "enum": ["postgresql", "sqlite"]},
+                "schema": {"type": ["string", "null"], "enum": ["postgresql", "sqlite", None]},
             },
             "driver": _text("Driver", "Empty for the dialect's usual one (psycopg, pysqlite)."),
             "schema": _text("Schema", "Database schema of the tables; empty for the login's default."),

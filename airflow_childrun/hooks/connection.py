@@ -113,13 +113,17 @@ def read_store_settings(conn_id: str = DEFAULT_CONN_ID) -> StoreSettings:
 
     :raises HostError: code ``connection_missing`` if there is none, else as :func:`settings_from_connection`
     """
-    from airflow_childrun._airflow import AirflowNotFoundException, BaseHook
+    from airflow_childrun._airflow import AirflowNotFoundException, BaseHook, mask_secret
 
     try:
         connection = BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
         raise connection_missing(conn_id) from None
-    return settings_from_connection(connection)
+    settings = settings_from_connection(connection)
+    hidden = _password_of_url(settings, connection)
+    if hidden:
+        mask_secret(hidden)
+    return settings
 
 
 async def read_store_settings_async(conn_id: str = DEFAULT_CONN_ID) -> StoreSettings:
@@ -127,13 +131,23 @@ async def read_store_settings_async(conn_id: str = DEFAULT_CONN_ID) -> StoreSett
 
     :raises HostError: as there
     """
-    from airflow_childrun._airflow import AirflowNotFoundException, BaseHook
+    from airflow_childrun._airflow import AirflowNotFoundException, BaseHook, mask_secret_async
 
     try:
         connection = await BaseHook.aget_connection(conn_id)
     except AirflowNotFoundException:
         raise connection_missing(conn_id) from None
-    return settings_from_connection(connection)
+    settings = settings_from_connection(connection)
+    hidden = _password_of_url(settings, connection)
+    if hidden:
+        await mask_secret_async(hidden)
+    return settings
+
+
+def _password_of_url(settings: StoreSettings, connection: ConnectionFields) -> str | None:
+    """Return the password inside a whole URL: Airflow masks what stands in the field, which is the URL."""
+    password = str(settings.address.password) if settings.address.password else None
+    return None if password == connection.password else password
 
 
 def connection_missing(conn_id: str) -> HostError:

@@ -266,14 +266,16 @@ def test_a_rotated_password_is_used_once_it_is_read_again(
 
 _READ = """
 import asyncio
+from airflow_childrun._airflow import registered_secrets
 from airflow_childrun.errors import HostError
 from airflow_childrun.hooks.connection import read_store_settings, read_store_settings_async
 for read in (read_store_settings, lambda name: asyncio.run(read_store_settings_async(name))):
-    for name in ("from_environment", "from_uri", "absent"):
+    for name in ("from_environment", "from_uri", "from_url", "absent"):
         try:
             print("READ", read(name).place)
         except HostError as error:
             print("READ", error)
+    print("READ", len([value for value in registered_secrets() if "inside-a-url" == value]), "masked")
 """
 
 
@@ -283,17 +285,25 @@ def test_airflow_hands_over_connections(new_airflow_home: Callable[..., Any]) ->
         f'{{"conn_type": "childrun", "schema": "/a/b.db", "extra": {{"dialect": "sqlite", "deployment_id": "{ID}"}}}}'
     )
     uri_form = f"childrun://u:{PASSWORD}@h:5432/d?dialect=postgresql&deployment_id={ID}&schema=childrun&query=sslmode%3Drequire"
+    url_form = (
+        '{"conn_type": "childrun", "password": "postgresql://u:inside-a-url@h/d", "extra": {"deployment_id": "'
+        + ID
+        + '"}}'
+    )
     done = new_airflow_home().python(
         _READ,
+        AIRFLOW_CONN_FROM_URL=url_form,
         AIRFLOW_CONN_FROM_ENVIRONMENT=json_form,
         AIRFLOW_CONN_FROM_URI=uri_form,
         _AIRFLOW_PROCESS_CONTEXT="client",
     )
     lines = [line.removeprefix("READ ") for line in done.out.splitlines() if line.startswith("READ ")]
-    assert len(lines) == 6, done.text
-    assert lines[:3] == lines[3:]
+    assert len(lines) == 10, done.text
+    assert lines[:5] == lines[5:]
     assert lines[0] == "connection 'from_environment', sqlite /a/b.db"
     assert lines[1] == "connection 'from_uri', postgresql u@h:5432/d, schema childrun"
-    assert lines[2].startswith("[connection_missing] there is no connection 'absent'")
-    assert "`childrun init --conn-id absent`" in lines[2]
+    assert lines[2] == "connection 'from_url', postgresql u@h/d"
+    assert lines[4] == "1 masked"
+    assert lines[3].startswith("[connection_missing] there is no connection 'absent'")
+    assert "`childrun init --conn-id absent`" in lines[3]
     assert PASSWORD not in done.text

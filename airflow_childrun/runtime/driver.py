@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -37,6 +37,7 @@ class Surroundings:
 
     hand_over: Callable[[UUID], None]
     wait: Callable[[UUID, Hold], RunRow]
+    wait_all: Callable[[Sequence[UUID], Hold], None]
     hold: Hold
 
 
@@ -61,7 +62,7 @@ class RunDriver:
         if row.is_terminal:
             return "ended"
         session_id = house.patience.attempt(house.keeper.session_id)
-        if row.lease_expires_at is not None and row.lease_session_id != session_id:
+        if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
         history = house.patience.attempt(lambda: load_history(house.store, row.run_id))
         manifest = house.patience.attempt(lambda: read_manifest(house.store, row.root_run_id, history.start))
@@ -100,7 +101,8 @@ class RunDriver:
 
     def _was_waiting(self, history: RunHistory) -> bool:
         """Whether the last owner only waited: for a time, or for a child that has not ended."""
-        if history.is_waiting:
+        now = self._house.now_us()
+        if history.is_waiting or any(wait.until > now for wait in history.waits.values()):
             return True
         ids = [child.child_run_id for child in history.children]
         rows = self._house.patience.attempt(lambda: self._house.store.get_runs(ids)) if ids else {}
@@ -176,7 +178,11 @@ class RunDriver:
     def _router(self, env: LiveIoEnv, journal: RunJournal, *, replay: bool) -> Router:
         around = self._around
         nursery = RunNursery(
-            self._house, journal.history, around.hand_over, lambda run_id: around.wait(run_id, around.hold)
+            self._house,
+            journal.history,
+            around.hand_over,
+            lambda run_id: around.wait(run_id, around.hold),
+            lambda run_ids: around.wait_all(run_ids, around.hold),
         )
         registry = TransportRegistry(self._house.transports.all().values())
         registry.register(_ChildRuns(self._house, journal, nursery))

@@ -18,6 +18,7 @@ PAGE = 500
 _FULL = 32
 _HEX = frozenset("0123456789abcdef")
 _NAMED = 5
+_URGENCY = ("Failed", "Running", "Cancelled", "Pending", "Completed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,21 @@ def all_runs(store: Store, where: RunFilter | None = None) -> Iterator[RunRow]:
         cursor = page.cursor
         if cursor is None:
             return
+
+
+def newest(rows: Iterable[RunRow]) -> list[RunRow]:
+    """Return each slot's newest generation, in the order in which the slots were opened."""
+    found: dict[UUID, RunRow] = {}
+    for row in rows:
+        known = found.get(row.slot_id)
+        if known is None or known.generation < row.generation:
+            found[row.slot_id] = row
+    return list(found.values())
+
+
+def urgency(row: RunRow) -> int:
+    """Return a sort key that puts first what one looks for."""
+    return _URGENCY.index(row.status)
 
 
 def seen(store: Store, rows: Iterable[RunRow]) -> list[SeenRun]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from itertools import islice
 from typing import Any
 
 from rich.json import JSON
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, moment, seen, span
+from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, moment, newest, seen, span, urgency
 from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.model.events import DomainEvent, Event, RunCompleted, RunStarted, StateFailed
@@ -72,11 +71,11 @@ def table_of(runs: list[SeenRun]) -> Table:
 
 
 def show_run(arguments: argparse.Namespace) -> int:
-    """Show one run: its row, its children by status, its newest snapshot."""
+    """Show one run: its row, its newest snapshot, its children (of each slot the newest generation), failures first."""
     store = store_of(arguments)
     row = find_run(store, arguments.run_id)
     (run,) = seen(store, [row])
-    children = store.children_of(row.run_id)
+    children = newest(store.children_of(row.run_id))
     is_task = row.kind == "task_instance"
     snapshot = None if is_task else _snapshot(store, row)
     if arguments.output:
@@ -92,7 +91,7 @@ def show_run(arguments: argparse.Namespace) -> int:
         show(JSON(output.json_text(snapshot)))
     if children:
         show(f"\n[bold]children[/] {len(children)}: {summary(children)}")
-        show(table_of(seen(store, islice(children, _CHILDREN_SHOWN))))
+        show(table_of(seen(store, sorted(children, key=urgency)[:_CHILDREN_SHOWN])))
         if len(children) > _CHILDREN_SHOWN:
             show(f"... `childrun runs list --parent {row.run_id}` shows the rest")
     return 0

@@ -10,14 +10,13 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, seen, span
+from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, newest, seen, span, urgency
 from airflow_childrun.cli.runs import COLOURS, summary
 from airflow_childrun.cli.screen import show
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.errors import NotFoundError
 from airflow_childrun.store.api import RunFilter, RunRow, Store
 
-_URGENCY = ("Failed", "Running", "Cancelled", "Pending", "Completed")
 _SIGNS = {"Pending": "○", "Running": "◐", "Completed": "●", "Failed": "✗", "Cancelled": "⊘"}
 
 
@@ -54,7 +53,7 @@ def _below_root(store: Store, text: str) -> list[RunRow]:
         root = UUID(text)
     except ValueError:
         return []
-    return [row for row in all_runs(store, RunFilter(root_run_id=root)) if row.parent_run_id is None]
+    return newest(row for row in all_runs(store, RunFilter(root_run_id=root)) if row.parent_run_id is None)
 
 
 def walk(store: Store, row: RunRow) -> Iterator[SeenRun]:
@@ -78,8 +77,8 @@ def tree_of(store: Store, row: RunRow, width: int, *, label: Callable[[SeenRun],
 
 
 def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[SeenRun], str]) -> None:
-    slots = _newest(store.children_of(run_id))
-    children = sorted(slots, key=lambda row: _URGENCY.index(row.status))
+    slots = newest(store.children_of(run_id))
+    children = sorted(slots, key=urgency)
     chosen = {row.run_id for row in children[: width or None]}
     shown = [row for row in slots if row.run_id in chosen]
     for each in seen(store, shown):
@@ -87,16 +86,6 @@ def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[S
     rest = children[len(shown) :]
     if rest:
         tree.add(f"[dim]... {len(rest)} more:[/] {summary(rest)}")
-
-
-def _newest(rows: list[RunRow]) -> list[RunRow]:
-    """Return each slot's newest generation, in the order in which the slots were opened."""
-    newest: dict[UUID, RunRow] = {}
-    for row in rows:
-        known = newest.get(row.slot_id)
-        if known is None or known.generation < row.generation:
-            newest[row.slot_id] = row
-    return list(newest.values())
 
 
 def label_of(run: SeenRun) -> str:

@@ -10,6 +10,7 @@ from uuid import UUID
 from airflow_childrun.engine.facts import FactIndex, Position, fact_of
 from airflow_childrun.errors import InvalidHistoryError
 from airflow_childrun.model.events import (
+    CHILD_RUN_COMPLETED,
     CHILD_RUN_SPAWNED,
     FACT_FAILED,
     FACT_RECORDED,
@@ -84,6 +85,7 @@ class RunHistory:
     :param last_failure: by state, its last real failure in this run
     :param failures: by state, how many real failures in this run
     :param recoveries: processes that died over this run since it last moved
+    :param linked: keys of the facts whose linkage event is there: a V1 crash could lose it
     """
 
     run_id: UUID
@@ -104,6 +106,7 @@ class RunHistory:
     facts: FactIndex = field(default_factory=FactIndex)
     waits: dict[str, Wait] = field(default_factory=dict)
     children: list[ChildLink] = field(default_factory=list)
+    linked: set[str] = field(default_factory=set)
     inbox_consumed: int = 0
     host_tries: list[dict[str, Any]] = field(default_factory=list)
     _last_fact_key: str | None = None
@@ -207,6 +210,8 @@ class RunHistory:
                 self.waits[wait["key"]] = Wait(wait["key"], wait["try"], wait["until"], self._here, state_id)
             case name if name == CHILD_RUN_SPAWNED:
                 self._on_spawned(event.payload)
+            case name if name == CHILD_RUN_COMPLETED:
+                self._on_linked(event.payload)
             case name if name == INBOX_CONSUMED:
                 self.inbox_consumed = event.payload["n"]
             case name if name == HOST_TRY:
@@ -231,8 +236,15 @@ class RunHistory:
         self._last_fact_key = fact.key
         self.recoveries = 0
 
+    def _on_linked(self, payload: dict[str, Any]) -> str | None:
+        """Return the key of the fact that a linkage event belongs to: the one before it, if it names none."""
+        key: str | None = payload.get("fact_key", self._last_fact_key)
+        if key is not None:
+            self.linked.add(key)
+        return key
+
     def _on_spawned(self, payload: dict[str, Any]) -> None:
-        key = payload.get("fact_key", self._last_fact_key)
+        key = self._on_linked(payload)
         self.children.append(ChildLink(UUID(payload["child_run_id"]), key, payload.get("generation", 1), self._here))
 
     def _close(self, state_id: str) -> Attempt:
@@ -309,5 +321,6 @@ def _continued(before: RunHistory, run_id: UUID) -> RunHistory:
         facts=facts,
         waits={key: wait for key, wait in before.waits.items() if not facts.has_forgotten(key)},
         children=list(before.children),
+        linked=set(before.linked),
         last_entered=before.last_entered,
     )

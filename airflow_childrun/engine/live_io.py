@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.attempt import describe, storable
 from airflow_childrun.engine.fact_io import FACT_PAYLOAD, FactIo, Scene, decode_answer, io_error, token
 from airflow_childrun.engine.facts import Fact
-from airflow_childrun.engine.ports import Extras, IoCall, IoResult, Reply, Superseded, Transport, Waits
+from airflow_childrun.engine.ports import Completing, Extras, IoCall, IoResult, Reply, Superseded, Transport, Waits
 from airflow_childrun.errors import ErrorInfo, IoError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent
 from airflow_childrun.store.api import Artifact
@@ -44,11 +44,20 @@ class LiveIo(FactIo):
     def _may_supersede(self, fact: Fact) -> bool:
         return self._scene.facts.may_supersede(fact)
 
+    def _complete(self, call: IoCall, recorded: Any) -> None:
+        reply = self._transport.complete(call, recorded) if isinstance(self._transport, Completing) else None
+        if reply is not None:
+            self._scene.journal.append(reply.linkage, Extras(reply.artifacts, reply.steps, reply.posts))
+            if reply.after is not None:
+                reply.after()
+
     def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
         """Perform, then record all answers in one commit; an error is recorded with the answers before it."""
         recorded: list[tuple[DomainEvent, ...]] = []
         replies: list[tuple[Reply, Artifact]] = []
         failure: IoError | None = None
+        if len(calls) > 1:
+            self._prepare([call for call, _ in calls if call.local is None])
         for call, digest in calls:
             try:
                 reply, payload = self._perform(call)
@@ -64,6 +73,12 @@ class LiveIo(FactIo):
         if failure is not None:
             raise failure
         return [IoResult(decode_answer(payload.body), payload.id) for _, payload in replies]
+
+    def _prepare(self, calls: Sequence[IoCall]) -> None:
+        try:
+            self._transport.prepare(calls)
+        except StorageError as error:
+            raise StoreInterrupt(str(error), error) from error
 
     def _perform(self, call: IoCall) -> tuple[Reply, Artifact]:
         """Ask, and turn whatever is raised into what can be recorded, or into an Interrupt.

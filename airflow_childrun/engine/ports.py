@@ -96,10 +96,24 @@ class Binding(Protocol):
 class Transport(Binding, Protocol):
     """What stands behind namespaces. One instance serves one attempt."""
 
+    def prepare(self, calls: Sequence[IoCall]) -> None:
+        """Get ready for calls that are performed right after, one by one; their answers become durable together."""
+
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
         """Ask the world.
 
         :raises IoError: what the world, or the way to it, has against the request
+        """
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """A transport that knows what the original engine could leave undone after it had recorded an answer."""
+
+    def complete(self, call: IoCall, recorded: Any) -> Reply | None:
+        """Return what is missing beside an answer that a V1 history recorded (its response is not used), or None.
+
+        :raises IoError: if it cannot be made up for
         """
 
 

@@ -182,6 +182,7 @@ def create_step(
         op_version=started.op_version or "",
         manifest_id=started.manifest_id,
         initial_snapshot_id=started.initial_snapshot_id,
+        plan_id=started.plan_id,
         deadline_at=started.deadline_at,
         airflow=airflow,
     )

@@ -28,16 +28,16 @@ from airflow_childrun.hooks.results import (
     check_size,
     handle_of,
     read_handle,
-    result_of,
+    results_of,
 )
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, read_settings
 from airflow_childrun.hooks.task import HostTask
 from airflow_childrun.model.events import event_to_json
 from airflow_childrun.runtime.host import OnPlanChange
-from airflow_childrun.runtime.host_tree import newest_of
+from airflow_childrun.runtime.generations import newest_of
 from airflow_childrun.runtime.host_try import ON_CLEAR, OnClear
 from airflow_childrun.runtime.house import House, Limits
-from airflow_childrun.runtime.nursery import end_of
+from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.secret_policy import SecretPolicy, standard, strict
 from airflow_childrun.store.api import RunFilter, RunPage, RunRow, Store
 from airflow_childrun.store.codec import decode_events
@@ -199,7 +199,7 @@ class ChildRunHook(BaseHook):
         store = self.get_conn()
         slot_id = UUID(read["slot_id"])
         row = self.get_run(read["child_run_id"]) if "generation" in read else newest_of(store, [slot_id])[slot_id]
-        answer = end_of(store, row, compact=True).answer
+        answer = end_of(store, row, compact=True)
         check_ends([{**read, "key": read.get("key", row.op_id), "status": row.status, "error": answer.get("cause")}])
         return answer["output"]
 
@@ -243,10 +243,7 @@ class ChildRunHook(BaseHook):
     def _ends(self, task: HostTask, rows: Sequence[RunRow], results: Results) -> list[dict[str, Any]]:
         keys = _keys(task, rows)
         ended = task.drive(rows)
-        store = task.store
-        found = [
-            result_of(store, row, key, self.childrun_conn_id, results) for row, key in zip(ended, keys, strict=True)
-        ]
+        found = results_of(task.store, ended, keys, self.childrun_conn_id, results)
         check_size(found, read_settings().xcom_max_bytes)
         return found
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.errors import ChildRunFailedError, HostError
-from airflow_childrun.runtime.nursery import end_of
+from airflow_childrun.runtime.ends import ends_of
 from airflow_childrun.store.api import RunRow, Store
 
 Results = Literal["values", "references"]
@@ -29,17 +29,23 @@ def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
     }
 
 
-def result_of(store: Store, row: RunRow, key: str, conn_id: str, results: Results) -> dict[str, Any]:
-    """Return a handle with how its child ended: ``status``, ``output`` (``values`` only), ``final_snapshot_id``, ``error``."""
-    answer = end_of(store, row, compact=True).answer
-    result = {
-        **handle_of(row, key, conn_id),
-        "status": row.status,
-        "generation": row.generation,
-        "final_snapshot_id": row.final_snapshot_id,
-        "error": answer.get("cause"),
-    }
-    return {**result, "output": answer["output"]} if results == "values" else result
+def results_of(
+    store: Store, rows: Sequence[RunRow], keys: Sequence[str], conn_id: str, results: Results
+) -> list[dict[str, Any]]:
+    """Return handles with how their children ended: ``status``, ``output`` (``values`` only), ``final_snapshot_id``, ``error``."""
+    answers = ends_of(store, rows, compact=True)
+    found = []
+    for row, key in zip(rows, keys, strict=True):
+        answer = answers[row.run_id]
+        result = {
+            **handle_of(row, key, conn_id),
+            "status": row.status,
+            "generation": row.generation,
+            "final_snapshot_id": row.final_snapshot_id,
+            "error": answer.get("cause"),
+        }
+        found.append({**result, "output": answer["output"]} if results == "values" else result)
+    return found
 
 
 def check_size(results: Sequence[Mapping[str, Any]], limit: int) -> None:

@@ -12,8 +12,9 @@ from airflow_childrun.authoring.registry import REGISTRY
 from airflow_childrun.errors import ChildRunError, InputError
 from airflow_childrun.hooks.childrun import ChildRunHook
 from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_inputs
+from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
-from airflow_childrun.hooks.settings import DEFAULT_CONN_ID
+from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, read_settings
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
@@ -44,10 +45,11 @@ class _ChildRunOperator(BaseOperator):
         failure_mode: FailureMode = "raise",
         childrun_conn_id: str = DEFAULT_CONN_ID,
         max_concurrency: int | None = None,
+        retries: int | None = DEFAULT_RETRIES,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("retries", DEFAULT_RETRIES)
-        super().__init__(**kwargs)
+        # Named in the signature, where Airflow looks for what default_args and .partial() may fill in.
+        super().__init__(retries=retries, **kwargs)
         _one_of("results", results, ("values", "references"))
         _one_of("failure_mode", failure_mode, ("raise", "return"))
         self.results = results
@@ -164,15 +166,16 @@ class SpawnChildRunOperator(_ChildRunOperator):
     def _find_operation(self) -> Spawnable:
         if self.operation is not None:
             return self.operation
-        dag = getattr(self, "dag", None)
-        found = REGISTRY.find(self.op_id or "", self.op_version or "", getattr(dag, "fileloc", None))
+        load_shared_operations(read_settings())
+        dag = self.get_dag()
+        found = REGISTRY.find(self.op_id or "", self.op_version or "", None if dag is None else dag.fileloc)
         if not isinstance(found, Operation):
             raise InputError(f"{self.op_id} {self.op_version} is no operation")
         return found
 
     def _check_await_downstream(self) -> None:
         """Refuse to spawn children that nobody would ever drive."""
-        if any(isinstance(task, AwaitChildRunOperator) for task in self.get_flat_relatives(upstream=False)):
+        if any(_awaits(task) for task in self.get_flat_relatives(upstream=False)):
             return
         raise InputError(
             f"task {self.task_id!r} has wait_for_completion=False, but no AwaitChildRunOperator stands downstream: its "
@@ -233,5 +236,10 @@ def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
         raise InputError(f"{name} is {value!r}; it takes {', '.join(choices)}", code="argument_invalid")
 
 
+def _awaits(task: Any) -> bool:
+    """Whether a task, mapped or not, is one that awaits child runs."""
+    return issubclass(getattr(task, "operator_class", type(task)), AwaitChildRunOperator)
+
+
 def _is_template(value: Any) -> bool:
-    return isinstance(value, str) and "{{" in value
+    return isinstance(value, str) and ("{{" in value or "{%" in value)

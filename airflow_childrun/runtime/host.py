@@ -13,8 +13,9 @@ from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_
 from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import ENGINE, HOST_TRY, DomainEvent, Event, RunStarted
+from airflow_childrun.runtime.generations import newest_of
 from airflow_childrun.runtime.histories import is_drifted, load_history
-from airflow_childrun.runtime.host_tree import Opening, TreeKeeper, WantedChild, known_of, newest_of
+from airflow_childrun.runtime.host_tree import Opening, TreeKeeper, WantedChild, known_of
 from airflow_childrun.runtime.host_try import (
     HostCoordinates,
     Kind,

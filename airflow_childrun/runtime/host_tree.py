@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,13 +19,11 @@ from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
 from airflow_childrun.runtime.histories import load_history
 from airflow_childrun.runtime.host_try import Known
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.nursery import continuation
-from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Store, TakeLease
+from airflow_childrun.runtime.generations import continuation
+from airflow_childrun.store.api import Artifact, RunRow, RunStep, TakeLease
 from airflow_childrun.store.codec import encode_event
 from airflow_childrun.store.projection import moves_of
 from airflow_childrun.transports.child_runs import spawned_event
-
-PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +48,6 @@ class Opening:
     events: tuple[Event, ...]
     steps: tuple[RunStep, ...]
     artifacts: tuple[Artifact, ...]
-
-
-def newest_of(store: Store, slot_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
-    """Return the newest generation of each slot that has one, by slot id."""
-    newest: dict[UUID, RunRow] = {}
-    wanted = list(slot_ids)
-    for start in range(0, len(wanted), PAGE):
-        where = RunFilter(slot_ids=frozenset(wanted[start : start + PAGE]))
-        for row in all_runs(store, where):
-            if row.slot_id not in newest or newest[row.slot_id].generation < row.generation:
-                newest[row.slot_id] = row
-    return newest
-
-
-def all_runs(store: Store, where: RunFilter) -> Iterable[RunRow]:
-    """Return every run that a filter describes, page by page."""
-    cursor: str | None = None
-    while True:
-        page = store.find_runs(where, cursor, PAGE)
-        yield from page.rows
-        cursor = page.cursor
-        if cursor is None:
-            return
 
 
 def known_of(host_id: UUID, wanted: Sequence[WantedChild], newest: Mapping[UUID, RunRow]) -> dict[str, Known]:

@@ -38,6 +38,12 @@ class HostCoordinates:
         parts += [{"generation": generation}] if generation > 1 else []
         return named_id("task_instance", parts)
 
+    @property
+    def label(self) -> str:
+        """The task instance, for people."""
+        index = f"[{self.map_index}]" if self.map_index >= 0 else ""
+        return f"{self.dag_id}.{self.task_id}{index} {self.dag_run_id}"
+
     def root_run_id(self) -> UUID:
         """Return the id of the tree: that of the DAG run."""
         return named_id("dag_run", [self.deployment_id, self.dag_id, self.dag_run_id])
@@ -87,35 +93,64 @@ def kind_of(last: Mapping[str, Any] | None, now: TryFacts) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A key as a try lists it: the generation it is to have, and the run which that one continues."""
+    """A key as a try lists it: the generation it is to have, and the run which that one continues.
+
+    :param as_is: its child was asked for in other words, and is taken all the same (``on_clear="reuse"``)
+    :param awaited: it names a slot that the try awaits, instead of a child that the try asks for
+    """
 
     key: str
     generation: int
     continues: UUID | None = None
+    as_is: bool = False
+    awaited: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of a ``host_try`` event."""
         entry: dict[str, Any] = {"key": self.key, "generation": self.generation}
-        return entry if self.continues is None else {**entry, "continues": str(self.continues)}
+        if self.continues is not None:
+            entry["continues"] = str(self.continues)
+        flags = {"as_is": self.as_is, "awaited": self.awaited}
+        return {**entry, **{name: True for name, is_set in flags.items() if is_set}}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Listed:
         """Read an entry back."""
         continues = entry.get("continues")
-        return cls(entry["key"], entry["generation"], None if continues is None else UUID(continues))
+        return cls(
+            entry["key"],
+            entry["generation"],
+            None if continues is None else UUID(continues),
+            as_is=bool(entry.get("as_is")),
+            awaited=bool(entry.get("awaited")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The newest generation of a slot, and whether this try asks for the same as it did."""
+    """The newest generation of a slot.
+
+    :param differs: in what this try asks for something else than the child was spawned with; empty = in nothing
+    """
 
     row: RunRow
-    same_request: bool
+    differs: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it completed."""
+        return self.row.status == "Completed"
+
+    @property
+    def is_unwell(self) -> bool:
+        """Whether it ended otherwise than well."""
+        return self.row.is_terminal and not self.is_done
 
 
-def listed_of(last: Mapping[str, Any] | None) -> list[Listed]:
-    """Return the list of a recorded try."""
-    return [] if last is None else [Listed.from_json(entry) for entry in last["keys"]]
+def listed_of(last: Mapping[str, Any] | None, *, awaited: bool = False) -> list[Listed]:
+    """Return the list of a recorded try: of the children that it asked for, or of the slots that it awaited."""
+    entries = [] if last is None else [Listed.from_json(entry) for entry in last["keys"]]
+    return [entry for entry in entries if entry.awaited == awaited]
 
 
 def plan_keys(
@@ -125,68 +160,67 @@ def plan_keys(
     known: Mapping[str, Known],
     on_clear: OnClear,
 ) -> list[Listed]:
-    """Return the list of this try, in the order of ``keys``.
+    """Return the list of this try: in the order of ``keys``; of a retry, the list of the try before it.
 
     :param keys: what this try asks for
     :param known: by key, the newest generation of each slot that has one
     :raises HostError: codes ``host_list_changed``, ``child_run_conflict``: a retry must ask for what it asked before
     """
-    if kind in ("first", "recreated") or not last:
-        return [_as_it_is(key, known) for key in keys]
+    if kind in ("first", "recreated"):
+        return [Listed(key, known[key].row.generation if key in known else 1) for key in keys]
     if kind == "clear":
-        return _plan_clear(keys, known, on_clear)
+        return _plan_clear(last, keys, known, on_clear)
     return _plan_retry(kind, last, keys, known)
-
-
-def _as_it_is(key: str, known: Mapping[str, Known]) -> Listed:
-    return Listed(key, known[key].row.generation if key in known else 1)
 
 
 def _plan_retry(kind: Kind, last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known]) -> list[Listed]:
     before = {entry.key: entry for entry in last}
+    asked = set(keys)
     strangers = [key for key in keys if key not in before]
     if strangers:
-        raise HostError(
-            f"a retry completes the list of the try before it, but {len(strangers)} elements are not in it: "
-            f"{_some(strangers)}. Make the list's source repeatable, or clear the task to take the new list",
-            code="host_list_changed",
-            details={"keys": strangers[:20]},
-        )
-    lost = [entry.key for entry in last if entry.key not in set(keys) and entry.key not in known]
+        raise _list_changed(f"{_elements(strangers)} not in it: {_some(strangers)}", strangers, kind)
+    lost = [entry.key for entry in last if entry.key not in asked and _starts_afresh(entry, known)]
     if lost:
-        raise HostError(
-            f"a retry completes the list of the try before it, but {len(lost)} elements that were not spawned yet are "
-            f"gone from it: {_some(lost)}. Make the list's source repeatable, or clear the task",
-            code="host_list_changed",
-            details={"keys": lost[:20]},
-        )
-    changed = [key for key in keys if key in known and not known[key].same_request]
+        raise _list_changed(f"{_elements(lost)} gone from it before being spawned: {_some(lost)}", lost, kind)
+    changed = [entry.key for entry in last if entry.key in asked and _contradicts(entry, known)]
     if changed:
+        told = [f"{key} ({known[key].differs})" for key in changed]
         raise HostError(
-            f"a retry asks for something else under {len(changed)} keys than the try before it: {_some(changed)}. The "
-            "operation, its version, configuration, input or run_config differs; bring it back, or clear the task",
+            "a retry completes what the try before it began, but its request differs for "
+            f"{_count(changed, 'child', 'children')}: {_some(told)}. Bring the former request back, or clear the task",
             code="child_run_conflict",
             details={"keys": changed[:20]},
         )
-    return [_retried(before[entry.key], known, again=kind == "retry") for entry in last]
+    return [_retried(entry, known, again=kind == "retry") for entry in last]
+
+
+def _starts_afresh(entry: Listed, known: Mapping[str, Known]) -> bool:
+    """Whether the listed generation does not exist yet and will be made of this try's request."""
+    return action_of(entry, known) in ("spawn", "respawn")
+
+
+def _contradicts(entry: Listed, known: Mapping[str, Known]) -> bool:
+    """Whether a child that stays, or that is continued, was spawned with another request."""
+    return not entry.as_is and not _starts_afresh(entry, known) and bool(known[entry.key].differs)
 
 
 def _retried(entry: Listed, known: Mapping[str, Known], *, again: bool) -> Listed:
     """Keep an entry, or continue its child if that ended otherwise than well in the listed generation."""
-    if entry.key not in known:
+    if entry.key not in known or known[entry.key].row.generation < entry.generation:
         return entry
-    row = known[entry.key].row
-    if row.generation < entry.generation:
-        return entry
-    if again and row.is_terminal and row.status != "Completed":
-        return Listed(entry.key, row.generation + 1, row.run_id)
-    return Listed(entry.key, row.generation)
+    child = known[entry.key]
+    if again and child.is_unwell:
+        return Listed(entry.key, child.row.generation + 1, child.row.run_id, as_is=entry.as_is)
+    return Listed(entry.key, child.row.generation, as_is=entry.as_is)
 
 
-def _plan_clear(keys: Sequence[str], known: Mapping[str, Known], on_clear: OnClear) -> list[Listed]:
-    old = [known[key] for key in keys if key in known]
-    all_done = all(child.row.status == "Completed" and child.same_request for child in old)
-    fresh = on_clear == "respawn" or (on_clear == "auto" and all_done and len(old) == len(keys))
+def _plan_clear(
+    last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known], on_clear: OnClear
+) -> list[Listed]:
+    wanted = {*keys, *(entry.key for entry in last)}
+    missing = [entry for entry in last if _starts_afresh(entry, known)]
+    was_green = bool(last) and not missing and all(known[key].is_done for key in wanted if key in known)
+    fresh = on_clear == "respawn" or (on_clear == "auto" and was_green)
     return [_cleared(key, known.get(key), on_clear, fresh=fresh) for key in keys]
 
 
@@ -195,10 +229,10 @@ def _cleared(key: str, child: Known | None, on_clear: OnClear, *, fresh: bool) -
         return Listed(key, 1)
     row = child.row
     if on_clear == "reuse":
-        return Listed(key, row.generation)
-    if fresh or not child.same_request:
+        return Listed(key, row.generation, as_is=bool(child.differs))
+    if fresh or child.differs:
         return Listed(key, row.generation + 1)
-    if row.is_terminal and row.status != "Completed":
+    if child.is_unwell:
         return Listed(key, row.generation + 1, row.run_id)
     return Listed(key, row.generation)
 
@@ -210,6 +244,23 @@ def action_of(entry: Listed, known: Mapping[str, Known]) -> Action:
     if known[entry.key].row.generation >= entry.generation:
         return "take"
     return "respawn" if entry.continues is None else "continue"
+
+
+def _list_changed(what: str, keys: Sequence[str], kind: Kind) -> HostError:
+    if kind == "same":
+        advice = "A task spawns one list of children: hand all of them over in one call"
+    else:
+        advice = "Make the source of the list repeatable, or clear the task to take the new list"
+    subject = "a try has one list of children" if kind == "same" else "a retry completes the list of the try before it"
+    return HostError(f"{subject}, but {what}. {advice}", code="host_list_changed", details={"keys": list(keys[:20])})
+
+
+def _elements(keys: Sequence[str]) -> str:
+    return f"{len(keys)} elements are" if len(keys) > 1 else "one element is"
+
+
+def _count(keys: Sequence[str], one: str, many: str) -> str:
+    return f"{len(keys)} {many}" if len(keys) > 1 else f"one {one}"
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
-from airflow_childrun.canonical import decode_stored
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.engine.prepare import Lineage, create_step
 from airflow_childrun.errors import ChildRunError, OtherIoError, StorageError, StoreInterrupt
-from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import Continues, Parent, RunStarted, StateEntered, StateFailed
-from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
-from airflow_childrun.runtime.histories import load_history
+from airflow_childrun.runtime.ends import end_of, ends_of
+from airflow_childrun.runtime.generations import continuation, get_many, newest_of
 from airflow_childrun.runtime.house import House
-from airflow_childrun.store.api import RunFilter, RunRow, RunStep, Store
-from airflow_childrun.store.codec import decode_event, decode_events
-from airflow_childrun.transports.child_runs import ChildEnd
+from airflow_childrun.store.api import RunRow, RunStep
+
+
+T = TypeVar("T")
 
 
 class RunNursery:
     """The children of one driven run.
 
+    What :meth:`look_up` and :meth:`gather` read for many children at once is kept for the calls that follow, each of
+    which asks for it once.
+
     :param hand_over: gives a run to the process's supervisor
     :param wait: waits for a run's end, holding no slot
+    :param wait_all: waits until none of the runs is driven here any more, holding no slot
     """
 
     def __init__(
@@ -34,19 +35,46 @@ class RunNursery:
         history: RunHistory,
         hand_over: Callable[[UUID], None],
         wait: Callable[[UUID], RunRow],
+        wait_all: Callable[[Sequence[UUID]], None],
     ) -> None:
         self._house = house
         self._history = history
         self._wait = wait
+        self._wait_all = wait_all
         self.hand_over = hand_over
+        self._rows: dict[UUID, RunRow | None] = {}
+        self._newest: dict[UUID, RunRow] = {}
+        self._ends: dict[tuple[UUID, bool], dict[str, Any]] = {}
+        self._own: set[UUID] = set()
+        self._own_counted = 0
+
+    def look_up(self, run_ids: Sequence[UUID]) -> None:
+        """Read many rows at once."""
+        found = self._patiently(lambda: get_many(self._house.store, run_ids))
+        self._rows |= {run_id: found.get(run_id) for run_id in run_ids}
+
+    def gather(self, run_ids: Sequence[UUID], *, compact: bool) -> None:
+        """Wait for many children at once, and read how they ended."""
+        store = self._house.store
+        named = self._patiently(lambda: get_many(store, run_ids))
+        slots = [row.slot_id for row in named.values()]
+        newest = self._patiently(lambda: newest_of(store, slots))
+        self._wait_all([row.run_id for row in newest.values() if not row.is_terminal])
+        ended = self._patiently(lambda: get_many(store, (row.run_id for row in newest.values())))
+        done = {slot: ended[row.run_id] for slot, row in newest.items() if ended[row.run_id].status == "Completed"}
+        answers = self._patiently(lambda: ends_of(store, list(done.values()), compact=compact))
+        self._rows |= named
+        self._newest |= done
+        self._ends |= {(run_id, compact): answer for run_id, answer in answers.items()}
 
     def find_run(self, run_id: UUID) -> RunRow | None:
         """Return a run's row."""
-        return self._house.find_run(run_id)
+        return self._rows.pop(run_id) if run_id in self._rows else self._house.find_run(run_id)
 
     def newest_generation(self, slot_id: UUID) -> RunRow:
         """Return the newest generation of a slot."""
-        return self._house.patience.attempt(lambda: newest_generation(self._house.store, slot_id))
+        known = self._newest.pop(slot_id, None)
+        return known or self._patiently(lambda: newest_of(self._house.store, [slot_id]))[slot_id]
 
     def wait_terminal(self, run_id: UUID) -> RunRow:
         """Wait, holding no slot, until a run has ended.
@@ -65,13 +93,14 @@ class RunNursery:
                 details={"code": error.code},
             ) from error
 
-    def end_of(self, row: RunRow, *, compact: bool) -> ChildEnd:
+    def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
         """Return how a terminal run ended."""
-        return self._house.patience.attempt(lambda: end_of(self._house.store, row, compact=compact))
+        known = self._ends.pop((row.run_id, compact), None)
+        return known or self._patiently(lambda: end_of(self._house.store, row, compact=compact))
 
     def continuation(self, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
         """Return id and creating step of the generation that continues a terminal one."""
-        return self._house.patience.attempt(lambda: continuation(self._house.store, row, opener))
+        return self._patiently(lambda: continuation(self._house.store, row, opener))
 
     def must_heal(self, row: RunRow) -> bool:
         """Whether this run continues another and has not opened this slot's next generation yet."""
@@ -82,114 +111,14 @@ class RunNursery:
 
     def is_own_child(self, row: RunRow) -> bool:
         """Whether this run, or one that it continues, spawned the run."""
-        return any(
-            child.child_run_id in (row.run_id, row.slot_id) or row.parent_run_id == self._history.run_id
-            for child in self._history.children
-        )
+        spawned = self._history.children
+        self._own.update(child.child_run_id for child in spawned[self._own_counted :])
+        self._own_counted = len(spawned)
+        return row.run_id in self._own or row.slot_id in self._own or row.parent_run_id == self._history.run_id
 
+    def is_linked(self, fact_key: str) -> bool:
+        """Whether the linkage event of the fact under a key stands in this run's stream."""
+        return fact_key in self._history.linked
 
-def newest_generation(store: Store, slot_id: UUID) -> RunRow:
-    """Return the newest generation of a slot."""
-    page = store.find_runs(RunFilter(slot_ids=frozenset({slot_id})), limit=1000)
-    return max(page.rows, key=lambda row: row.generation)
-
-
-def output_of(store: Store, row: RunRow, snapshot: Any) -> Any:
-    """Return a run's output: what its last state returned, as its final snapshot holds it; None without plan or snapshot."""
-    started = decode_event(store.read_events(row.run_id, 1, 1)[0])
-    if not isinstance(started, RunStarted) or started.plan_id is None or not isinstance(snapshot, dict):
-        return None
-    body = store.get_artifacts(row.root_run_id, [started.plan_id]).get(started.plan_id)
-    states = decode_stored(body)["states"] if body else []
-    return snapshot.get(states[-1]["name"]) if states else None
-
-
-def read_final_snapshot(store: Store, row: RunRow) -> Any:
-    """Return the final snapshot of a run, or None."""
-    if row.final_snapshot_id is None:
-        return None
-    body = store.get_artifacts(row.root_run_id, [row.final_snapshot_id]).get(row.final_snapshot_id)
-    return None if body is None else decode_stored(body)
-
-
-def end_of(store: Store, row: RunRow, *, compact: bool) -> ChildEnd:
-    """Return the await's answer for a terminal run: V1's four fields, or the compact ones; the cause if it did not complete."""
-    snapshot = read_final_snapshot(store, row)
-    status: Any = row.status
-    cause = None if row.status == "Completed" else find_cause(store, row)
-    answer: AwaitResponse | CompactResult
-    if compact:
-        output = output_of(store, row, snapshot) if row.status == "Completed" else None
-        answer = CompactResult(
-            child_run_id=str(row.run_id),
-            status=status,
-            final_snapshot_id=row.final_snapshot_id,
-            output=output,
-            cause=cause,
-        )
-    else:
-        answer = AwaitResponse(
-            child_run_id=str(row.run_id),
-            status=status,
-            final_snapshot_id=row.final_snapshot_id,
-            final_snapshot=snapshot,
-            cause=cause,
-        )
-    return ChildEnd(row, answer.to_json())
-
-
-def find_cause(store: Store, row: RunRow) -> Cause | None:
-    """Return why a run failed: its last failed attempt, as it was recorded."""
-    attempt: int | None = None
-    cause: Cause | None = None
-    for _, event in decode_events(store.read_events(row.run_id, max(1, row.head.seq - 200))):
-        if isinstance(event, StateEntered):
-            attempt = event.attempt
-        if isinstance(event, StateFailed) and event.is_real:
-            info = event.error.error
-            cause = Cause(
-                state_id=event.state_id,
-                code=info.code,
-                category=info.category,
-                retryable=info.retryable,
-                message=info.message,
-                attempt=attempt,
-            )
-    return cause
-
-
-def continuation(store: Store, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
-    """Return id and creating step of the next generation, which continues a terminal run at its last checkpoint.
-
-    :raises NotFoundError: code ``run_not_found``
-    """
-    history = load_history(store, row.run_id)
-    before = history.start
-    parent = before.parent or Parent(
-        run_id=str(opener.run_id), fact_key="", slot_owner_id=str(opener.chain_id), state_id=None
-    )
-    key, owner = parent.fact_key, UUID(parent.slot_owner_id)
-    generation = row.generation + 1
-    run_id = child_run_id(owner, key, generation)
-    started = before.model_copy(
-        update={
-            "engine": before.engine or 1,
-            "op_version": row.op_version,
-            "initial_snapshot_id": history.checkpoint_id,
-            "parent": parent.model_copy(update={"run_id": str(opener.run_id)}),
-            "root_run_id": str(row.root_run_id),
-            "generation": generation,
-            "continues": Continues(run_id=str(row.run_id), seq=row.head.seq, hash=row.head.hash),
-        }
-    )
-    lineage = Lineage(
-        run_id=run_id,
-        root_run_id=row.root_run_id,
-        depth=row.depth,
-        slot_id=row.slot_id,
-        generation=generation,
-        parent_run_id=opener.run_id,
-        slot_owner_id=owner,
-        fact_key=key,
-    )
-    return run_id, create_step(started, lineage)
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return self._house.patience.attempt(work)

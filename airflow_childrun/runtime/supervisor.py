@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 from airflow_childrun.errors import (
@@ -67,6 +67,25 @@ class Supervisor:
             raise
         hold.take_again()
         return row
+
+    def wait_all(self, run_ids: Sequence[UUID], hold: Hold) -> None:
+        """Drive runs until none of them is driven here any more; the slot is given back meanwhile.
+
+        :raises Abandoned: if the process gives up
+        """
+        for run_id in run_ids:
+            self.hand_over(run_id)
+        for run_id in reversed(run_ids):
+            self._house.slots.promote(run_id)
+        wanted = set(run_ids)
+        if not wanted:
+            return
+        hold.release()
+        with self._monitor:
+            while not wanted.isdisjoint(self._active):
+                self._check_open()
+                self._monitor.wait()
+        hold.take_again()
 
     def wait_while_active(self, run_ids: Iterable[UUID], timeout_s: float | None) -> set[UUID]:
         """Wait until one more of these runs is not driven any more, or the time is over; return those still driven."""
@@ -148,7 +167,9 @@ class Supervisor:
     def _drive_until_settled(self, run_id: UUID, hold: Hold) -> None:
         """Take a run over; begin anew where another writer came in between."""
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
-            driver = RunDriver(self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, hold))
+            driver = RunDriver(
+                self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, self.wait_all, hold)
+            )
             try:
                 if self._driven(run_id, driver) == "stopped":
                     self.stopped.add(run_id)

@@ -97,6 +97,7 @@ class NewRun:
 
     :param slot_id: id of the slot's first generation (its own id for generation 1 and for a run without parent)
     :param parent_run_id: the run that spawned it
+    :param plan_id: artifact id of the plan's description; None for V1 and host runs
     :param deadline_at: when it is to end at the latest
     """
 
@@ -110,6 +111,7 @@ class NewRun:
     op_version: str
     manifest_id: str
     initial_snapshot_id: str
+    plan_id: str | None = None
     deadline_at: int | None = None
     airflow: AirflowCoordinates | None = None
 
@@ -251,6 +253,7 @@ class RunRow:
     op_version: str
     manifest_id: str
     initial_snapshot_id: str
+    plan_id: str | None
     status: RunStatus
     head: Head
     checkpoint_seq: int

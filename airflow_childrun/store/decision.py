@@ -338,6 +338,7 @@ def _new_row(run_id: UUID, new: NewRun, at: int) -> RunRow:
         op_version=new.op_version,
         manifest_id=new.manifest_id,
         initial_snapshot_id=new.initial_snapshot_id,
+        plan_id=new.plan_id,
         status="Pending",
         head=Head(0, GENESIS_HASH, 0, 0),
         checkpoint_seq=0,

@@ -48,6 +48,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._runs: dict[UUID, StoredRun] = {}
         self._slots: dict[tuple[UUID, int], UUID] = {}
+        self._by_slot: dict[UUID, list[UUID]] = {}
         self._events: dict[UUID, list[StoredEvent]] = {}
         self._facts: dict[UUID, list[FactEntry]] = {}
         self._artifacts: dict[UUID, dict[str, Artifact]] = {}
@@ -84,7 +85,11 @@ class MemoryStore:
     def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
         """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
         after = position_of(cursor)
-        found = [row for row in self._select(_matcher(where)) if after is None or (row.created_at, row.run_id) > after]
+        found = [
+            row
+            for row in self._select(_matcher(where), where.slot_ids)
+            if after is None or (row.created_at, row.run_id) > after
+        ]
         rows = tuple(found[:limit])
         return RunPage(rows, cursor_of(rows[-1]) if rows and len(found) > limit else None)
 
@@ -188,6 +193,8 @@ class MemoryStore:
     def _write(self, picture: Picture) -> None:
         writes = picture.writes
         self._runs |= writes.created | writes.changed
+        for run_id, new in writes.created.items():
+            self._by_slot.setdefault(new.row.slot_id, []).append(run_id)
         self._slots |= {(new.row.slot_id, new.row.generation): run_id for run_id, new in writes.created.items()}
         for (root, key), artifact in writes.artifacts.items():
             self._artifacts.setdefault(root, {}).setdefault(key, artifact)
@@ -198,14 +205,20 @@ class MemoryStore:
         for entry in writes.entries:
             self._inbox.setdefault(entry.run_id, []).append(entry)
 
+    def _candidates(self, slot_ids: frozenset[UUID] | None) -> Iterable[StoredRun]:
+        """Look only at the slots that are named, if any are."""
+        if slot_ids is None:
+            return self._runs.values()
+        return [self._runs[run_id] for slot_id in slot_ids for run_id in self._by_slot.get(slot_id, ())]
+
     def _seen(self, stored: StoredRun, now: int) -> RunRow:
         holder = stored.row.lease_session_id
         return as_seen(stored, self._sessions.get(holder) if holder else None, now)
 
-    def _select(self, matches: Callable[[RunRow], bool]) -> list[RunRow]:
+    def _select(self, matches: Callable[[RunRow], bool], slot_ids: frozenset[UUID] | None = None) -> list[RunRow]:
         now = self._clock.now_us()
         with self._lock:
-            rows = [self._seen(stored, now) for stored in self._runs.values()]
+            rows = [self._seen(stored, now) for stored in self._candidates(slot_ids)]
         return sorted(filter(matches, rows), key=lambda row: (row.created_at, row.run_id))
 
 

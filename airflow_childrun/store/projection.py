@@ -104,6 +104,7 @@ def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:
         "op_id": first.op_id,
         "manifest_id": first.manifest_id,
         "initial_snapshot_id": first.initial_snapshot_id,
+        "plan_id": first.plan_id,
     }
     if first.engine is None:
         # V1 says nothing of its lineage: who imported the stream knew it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -27,17 +27,7 @@ from airflow_childrun.model.requests import (
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import RunRow, RunStep
 from airflow_childrun.transports.registry import LiveIoEnv
-
-
-@dataclass(frozen=True, slots=True)
-class ChildEnd:
-    """How a child ended, as its parent is told.
-
-    :param answer: the await's response, V1 or compact
-    """
-
-    row: RunRow
-    answer: dict[str, Any]
+from airflow_childrun.transports.v1_gaps import linkage_of
 
 
 class Nursery(Protocol):
@@ -58,8 +48,14 @@ class Nursery(Protocol):
         :raises OtherIoError: code ``child_run_task_failed``, if nobody can drive it
         """
 
-    def end_of(self, row: RunRow, *, compact: bool) -> ChildEnd:
-        """Return how a terminal run ended."""
+    def look_up(self, run_ids: Sequence[UUID]) -> None:
+        """Read many rows at once, for the calls that follow."""
+
+    def gather(self, run_ids: Sequence[UUID], *, compact: bool) -> None:
+        """Wait for many children at once and read how they ended, for the calls that follow."""
+
+    def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
+        """Return how a terminal run ended: the await's answer."""
 
     def continuation(self, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
         """Return id and creating step of the generation that continues a terminal one."""
@@ -69,6 +65,9 @@ class Nursery(Protocol):
 
     def is_own_child(self, row: RunRow) -> bool:
         """Whether the asking run, or one that it continues, spawned the run."""
+
+    def is_linked(self, fact_key: str) -> bool:
+        """Whether the linkage event of the fact under a key stands in the asking run's stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,16 @@ class ChildRunTransport:
         """Say what differs between the recorded spawn and this one."""
         return child_mismatch(call, recorded, self._policy)
 
+    def prepare(self, calls: Sequence[IoCall]) -> None:
+        """Do for many calls at once what each would do alone: look for existing children, wait for their ends."""
+        keys = [call.fact_key for call in calls if call.namespace == SPAWN and call.fact_key is not None]
+        if keys:
+            self._nursery.look_up([child_run_id(self._identity.chain_id, key) for key in keys])
+        awaits = [read_await_request(call.request) for call in calls if call.namespace == AWAIT]
+        for compact in {request.compact for request in awaits}:
+            ids = [UUID(request.child_run_id) for request in awaits if request.compact == compact]
+            self._nursery.gather(ids, compact=compact)
+
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
         """Spawn or await.
 
@@ -142,24 +151,51 @@ class ChildRunTransport:
         existing = self._nursery.find_run(run_id)
         if existing is not None:
             return self._adopt(existing, wanted)
-        lineage = Lineage(
-            run_id=run_id,
-            root_run_id=self._identity.root_run_id,
-            depth=self._identity.depth + 1,
-            slot_id=slot_id,
-            generation=generation,
-            parent_run_id=self._identity.run_id,
-            slot_owner_id=self._identity.chain_id,
-            fact_key=key,
-            state_id=self._state_id,
-        )
-        prepared = self._prepare(wanted, lineage)
+        prepared = self._prepare(wanted, self._lineage(run_id, key, generation))
         return Reply(
             self._response(run_id, wanted.manifest_id),
             linkage=(spawned_event(self._identity.run_id, run_id, wanted.manifest_id, key, generation),),
             steps=(prepared.step,),
             artifacts=prepared.artifacts,
             after=lambda: self._nursery.hand_over(run_id),
+        )
+
+    def complete(self, call: IoCall, recorded: Any) -> Reply | None:
+        """Make up for a crash of the original right after the fact: a lost linkage event, a child that never started.
+
+        :raises OtherIoError: code ``child_run_engine_failed``
+        """
+        key = call.fact_key or ""
+        event = linkage_of(call.namespace, recorded, key)
+        if event is None:
+            return None
+        lost = () if self._nursery.is_linked(key) else (event,)
+        run_id = UUID(recorded["child_run_id"])
+        if call.namespace == AWAIT or self._nursery.find_run(run_id) is not None:
+            return Reply(None, linkage=lost, after=lambda: self._nursery.hand_over(run_id)) if lost else None
+        wanted = read_wanted(call.request, self._policy)
+        if wanted.manifest_id != recorded["child_manifest_id"]:
+            return None
+        prepared = self._prepare(wanted, self._lineage(run_id, key, 1))
+        return Reply(
+            None,
+            linkage=lost,
+            steps=(prepared.step,),
+            artifacts=prepared.artifacts,
+            after=lambda: self._nursery.hand_over(run_id),
+        )
+
+    def _lineage(self, run_id: UUID, key: str, generation: int) -> Lineage:
+        return Lineage(
+            run_id=run_id,
+            root_run_id=self._identity.root_run_id,
+            depth=self._identity.depth + 1,
+            slot_id=child_run_id(self._identity.chain_id, key),
+            generation=generation,
+            parent_run_id=self._identity.run_id,
+            slot_owner_id=self._identity.chain_id,
+            fact_key=key,
+            state_id=self._state_id,
         )
 
     def _next_generation(self, slot_id: UUID) -> int:
@@ -221,10 +257,10 @@ class ChildRunTransport:
         if newest.status in ("Failed", "Cancelled") and self._nursery.must_heal(newest):
             newest = self._heal(newest)
         row = newest if newest.is_terminal else self._nursery.wait_terminal(newest.run_id)
-        end = self._nursery.end_of(row, compact=request.compact)
+        answer = self._nursery.end_of(row, compact=request.compact)
         linkage = completed_event(row)
         meta = {"status": row.status, "head_seq": row.head.seq, "head_hash": row.head.hash}
-        return Reply(end.answer, meta={**meta, "child_run_id": str(row.run_id)}, linkage=(linkage,))
+        return Reply(answer, meta={**meta, "child_run_id": str(row.run_id)}, linkage=(linkage,))
 
     def _heal(self, failed: RunRow) -> RunRow:
         """Open the next generation of a child that had failed under the run which this one continues."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
 from airflow_childrun.engine.fact_io import bound_digest, request_mismatch
-from airflow_childrun.engine.ports import Binding, IoCall, Reply, RunIdentity, Superseded, Transport
+from airflow_childrun.engine.ports import Binding, Completing, IoCall, Reply, RunIdentity, Superseded, Transport
 from airflow_childrun.errors import IoError, OperationError, OtherIoError
 
 
@@ -106,6 +106,23 @@ class Router:
             raise OtherIoError("unknown io namespace", code="io_unknown_namespace")
         return serving.perform(call, superseded)
 
+    def prepare(self, calls: Sequence[IoCall]) -> None:
+        """Let each transport get ready for its calls."""
+        by_group: dict[str, list[IoCall]] = {}
+        for call in calls:
+            by_group.setdefault(self._group(call.namespace) or "", []).append(call)
+        for group in by_group.values():
+            serving = self._find(group[0].namespace)
+            if serving is not None:
+                serving.prepare(group)
+
+    def complete(self, call: IoCall, recorded: Any) -> Reply | None:
+        """Return what a V1 history lacks beside a recorded answer; see :class:`~airflow_childrun.engine.ports.Completing`."""
+        serving = self._find(call.namespace)
+        if serving is None or not isinstance(serving, Completing):
+            return None
+        return serving.complete(call, recorded)
+
     def _binding(self, namespace: str) -> Binding:
         if not self._replay:
             return self._find(namespace) or _PLAIN
@@ -148,6 +165,9 @@ class _Simple(PlainBinding):
 
     def __init__(self, inner: LiveIoTransport) -> None:
         self._inner = inner
+
+    def prepare(self, calls: Sequence[IoCall]) -> None:
+        """Nothing is gained by it."""
 
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:  # noqa: ARG002 - stateless
         """Ask."""

@@ -56,7 +56,7 @@ class Tree:
 
     def __init__(self) -> None:
         self.store = MemoryStore(ManualClock())
-        fields: dict[str, Any] = {"manifest_id": MANIFEST.id, "initial_snapshot_id": EMPTY.id}
+        fields: dict[str, Any] = {"manifest_id": MANIFEST.id, "initial_snapshot_id": EMPTY.id, "plan_id": PLAN.id}
         self.write([_started()], artifacts=(EMPTY, PLAN, MANIFEST), create=new_run(ROOT, **fields))
         self.write([StateEntered(state_id="op.main.a", attempt=0, base_snapshot_id=EMPTY.id)])
         born = _started(parent=Parent(run_id=str(ROOT), fact_key="spawn", slot_owner_id=str(ROOT)), depth=1)
@@ -155,7 +155,7 @@ def test_a_forged_chain_is_found_out_by_the_parent() -> None:
     forged = MemoryStore(ManualClock(5))
     forged._artifacts = tree.store._artifacts
     tree.store._events[CHILD] = []
-    fields: dict[str, Any] = {"manifest_id": MANIFEST.id, "initial_snapshot_id": EMPTY.id}
+    fields: dict[str, Any] = {"manifest_id": MANIFEST.id, "initial_snapshot_id": EMPTY.id, "plan_id": PLAN.id}
     events: list[Event] = [_started(), RunCompleted(status="Failed")]
     step = RunStep(CHILD, 0, None, tuple(map(encode_event, events)), create=new_run(CHILD, **fields))
     must(submit(forged, step))

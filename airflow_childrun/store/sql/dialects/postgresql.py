@@ -78,8 +78,9 @@ class PostgresqlDialect(StoreDialect):
                     connection.execute(statement, rows)
                 # The driver's own: SQLAlchemy's would take the transaction for ended if a queued statement failed.
                 driver.commit()
-            except BaseException:
-                if driver.closed:
+            except BaseException as error:
+                # An interrupt (Airflow's timeout) leaves a conversation of which nobody knows where it stands.
+                if driver.closed or not isinstance(error, Exception):
                     connection.invalidate()
                 else:
                     # What follows a failed statement is answered as aborted, and would hide the reason.

@@ -84,6 +84,7 @@ def _create_run(schema: str | None) -> None:
         sa.Column("op_version", sa.Text, nullable=False),
         sa.Column("manifest_id", _digest(), nullable=False),
         sa.Column("initial_snapshot_id", _digest(), nullable=False),
+        sa.Column("plan_id", _digest()),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("head_seq", sa.BigInteger, nullable=False),
         sa.Column("head_hash", _digest(), nullable=False),

@@ -1,0 +1,148 @@
+"""DAGs of the stand: small ones, steered by the tests through files and through the witness."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from airflow.sdk import DAG, BaseHook, task
+
+from airflow_childrun import AwaitChildRunOperator, Operation, SpawnChildRunOperator, operation
+
+ALWAYS = {"retries": 8, "retry_delay": timedelta(seconds=1)}
+NEVER = {"retries": 0}
+
+
+def ask(key: str) -> int:
+    """Ask the witness, who counts."""
+    with urlopen(f"{os.environ['CHILDRUN_WITNESS']}/call/{key}?pid={os.getpid()}") as answer:
+        return int(json.load(answer)["count"])
+
+
+def has_flag(name: str) -> bool:
+    """Whether a test put a flag up."""
+    return (Path(os.environ["CHILDRUN_STAND"]) / "flags" / name.replace("/", "_")).exists()
+
+
+# Three states: what the first two did stands at a checkpoint when the third fails.
+work = Operation("work", version="1")
+
+
+@work.state
+def fetch(io: Any, item: str) -> str:
+    """Ask for the item."""
+    io.step(ask, f"{io.airflow['run_id']}/{item}/fetch", key="fetch")
+    return item.upper()
+
+
+@work.state
+def check(io: Any, fetch: str) -> str:
+    """Ask again."""
+    io.step(ask, f"{io.airflow['run_id']}/{fetch}/check", key="check")
+    return f"{fetch} checked"
+
+
+@work.state
+def store(io: Any, check: str) -> str:
+    """Fail while the flag is up."""
+    name = check.split()[0]
+    if has_flag(f"{io.airflow['run_id']}/{name}"):
+        raise RuntimeError(f"the warehouse refuses {name}")
+    io.step(ask, f"{io.airflow['run_id']}/{name}/store", key="store")
+    return f"{check}, stored"
+
+
+@operation(version="1")
+def square(io: Any, number: int) -> int:
+    """Square a number, durably."""
+    return int(io.step(multiply, number, number))
+
+
+def multiply(one: int, other: int) -> int:
+    """Multiply."""
+    return one * other
+
+
+@operation(version="1")
+def greet(io: Any, number: int) -> str:
+    """Use Airflow's channel from a child's thread."""
+    return str(io.step(host_of, number))
+
+
+def host_of(number: int) -> str:
+    """Ask Airflow for a connection."""
+    found = BaseHook.get_connection("childrun_default")
+    return f"{number} {found.conn_type}"
+
+
+@operation(version="1")
+def large(io: Any, size: int) -> str:
+    """Return a large text."""
+    return "x" * size
+
+
+with DAG("stand_ordered", schedule=None) as ordered:
+
+    @task
+    def numbers() -> list[int]:
+        """Make the list."""
+        return list(range(20, 0, -1))
+
+    @task
+    def total(results: list[dict[str, Any]]) -> int:
+        """Add up."""
+        return sum(result["output"] for result in results)
+
+    squares = SpawnChildRunOperator(task_id="squares", operation=square, inputs=numbers())
+    total(squares.output)
+
+with DAG("stand_mapped", schedule=None):
+    SpawnChildRunOperator.partial(task_id="squares", operation=square).expand(input=[3, 1, 2])
+
+with DAG("stand_connections", schedule=None):
+    SpawnChildRunOperator(task_id="greetings", operation=greet, inputs=list(range(50)), retries=0)
+
+with DAG("stand_work", schedule=None, render_template_as_native_obj=True):
+    SpawnChildRunOperator(
+        task_id="work",
+        operation=work,
+        inputs="{{ dag_run.conf['items'] }}",
+        on_clear="{{ dag_run.conf.get('policy', 'auto') }}",
+        **ALWAYS,
+    )
+
+with DAG("stand_once", schedule=None, render_template_as_native_obj=True):
+    once = SpawnChildRunOperator(
+        task_id="work",
+        operation=work,
+        inputs="{{ dag_run.conf['items'] }}",
+        on_clear="{{ dag_run.conf.get('policy', 'auto') }}",
+        **NEVER,
+    )
+
+    @task(retries=0)
+    def read(results: list[dict[str, Any]]) -> int:
+        """Count."""
+        return len(results)
+
+    read(once.output)
+
+with DAG("stand_apart", schedule=None, render_template_as_native_obj=True):
+    spawned = SpawnChildRunOperator(
+        task_id="spawn",
+        operation=work,
+        inputs="{{ dag_run.conf['items'] }}",
+        wait_for_completion=False,
+        **NEVER,
+    )
+    AwaitChildRunOperator(task_id="await", child_runs=spawned.output, **NEVER)
+
+with DAG("stand_large", schedule=None):
+    SpawnChildRunOperator(task_id="large", operation=large, inputs=[700_000, 700_001], **NEVER)
+
+with DAG("stand_daily", schedule="@daily", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), catchup=False):
+    SpawnChildRunOperator(task_id="work", operation=work, input="daily", **NEVER)

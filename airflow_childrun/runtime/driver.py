@@ -70,8 +70,9 @@ class RunDriver:
         house.patience.attempt(lambda: check_drift(house.store, row.root_run_id, history, plan))
         self.journal = journal = self._open_journal(history, session_id)
         self.on_open(journal)
-        self._hand_over_children(history)
+        # Asked before the children are driven on: one may end at once.
         lapsed = row.lease_session_id is not None and not self._was_waiting(history)
+        self._hand_over_children(history)
         journal.stage(close_orphan(history, lapsed=lapsed, limit=house.limits.recovery_limit))
         return self._go_on(journal, plan, manifest.run_config)
 

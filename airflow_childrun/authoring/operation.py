@@ -252,6 +252,22 @@ class _Draft(Operation):
         self.states = {}
 
 
+@overload
+def operation(function: Handler, /) -> Operation: ...
+
+
+@overload
+def operation(
+    function: None = None,
+    /,
+    *,
+    version: str = ...,
+    name: str | None = ...,
+    retry: int | RetryPolicy | None = ...,
+    run_config: RunConfig | None = ...,
+) -> Callable[[Handler], Operation]: ...
+
+
 def operation(
     function: Handler | None = None,
     /,

@@ -25,13 +25,6 @@ class TaskPlace:
     dag_file: str | None
     conf: Mapping[str, Any]
 
-    @property
-    def label(self) -> str:
-        """The task instance, for people."""
-        at = self.coordinates
-        index = f"[{at.map_index}]" if at.map_index >= 0 else ""
-        return f"{at.dag_id}.{at.task_id}{index} {at.dag_run_id} try {self.facts.try_number}"
-
 
 def read_place(context: Any, deployment_id: str) -> TaskPlace:
     """Read the context of a running task."""

@@ -17,7 +17,7 @@ from airflow_childrun.runtime.host_try import OnClear
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Scheduler
 from airflow_childrun.runtime.supervisor import Supervisor
-from airflow_childrun.store.api import Owner, RunRow, Store
+from airflow_childrun.store.api import RunRow, Store
 
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
@@ -46,7 +46,6 @@ class HostTask:
 
     def __init__(self, house: House, place: TaskPlace, observer: TaskObserver) -> None:
         self._house = house
-        self._place = place
         self._observer = observer
         self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
         self._supervisor = Supervisor(house)
@@ -89,9 +88,6 @@ class HostTask:
 
         :raises ChildRunError: if one cannot be driven here; the others have ended then
         """
-        self._house.keeper.owner = Owner(
-            self._place.label, str(self._place.coordinates.run_id()), self._host.incarnation
-        )
         self._progress.total = len(rows)
         waiting = {row.run_id for row in rows if not row.is_terminal}
         self._progress.ended = len(rows) - len(waiting)

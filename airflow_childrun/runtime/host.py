@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from airflow_childrun.store.api import (
     Committed,
     Conflict,
     InboxPost,
+    Owner,
     RunRow,
     RunStep,
     TakeLease,
@@ -97,9 +98,13 @@ class HostRun:
         return self._root
 
     @property
-    def incarnation(self) -> int:
+    def _incarnation(self) -> int:
         """A number that every later try of this task instance exceeds."""
         return (self._row.generation if self._row else 1) * 2**32 + self._epoch
+
+    @property
+    def _label(self) -> str:
+        return f"{self._coordinates.label} try {self._facts.try_number}"
 
     def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> Opened:
         """Begin the try with the list of its children, and make those exist that do not yet.
@@ -112,16 +117,17 @@ class HostRun:
         keeper = TreeKeeper(self._house, host_id, self._root, self._airflow)
         newest = newest_of(self._house.store, (child_run_id(host_id, child.key) for child in wanted))
         newest |= newest_of(self._house.store, (child_run_id(host_id, entry.key) for entry in last))
-        known = known_of(host_id, wanted, newest)
-        for child in wanted:
-            if child.key not in known:
-                keeper.check(child)
+        known = known_of(self._house.store, host_id, wanted, newest)
         known |= self._known_only_before(host_id, last, known, newest)
         listed = plan_keys(kind, last, [child.key for child in wanted], known, on_clear)
         listed = self._follow_plan_change(listed, known, on_plan_change, kind)
-        self._begin(kind, listed)
+        by_key = {child.key: child for child in wanted}
+        for entry in listed:
+            if action_of(entry, known) in ("spawn", "respawn"):
+                keeper.check(by_key[entry.key], entry.generation)
+        self._begin(kind, [*listed, *self._carried(kind, awaited=True)])
         self._close_vanished(kind, last, listed, known)
-        ran = self._open(keeper, {child.key: child for child in wanted}, listed, known)
+        ran = self._open(keeper, by_key, listed, known)
         return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran)
 
     def attach(self, slot_ids: Sequence[UUID]) -> Opened:
@@ -129,26 +135,26 @@ class HostRun:
 
         :raises HostError: code ``stale_attempt``
         """
-        kind, last = self._recognise()
-        named = {entry.key: entry.generation for entry in last}
+        kind, _ = self._recognise()
+        named = {entry.key: entry.generation for entry in listed_of(self._last_try(kind), awaited=True)}
         newest = newest_of(self._house.store, slot_ids)
         keeper = TreeKeeper(self._house, self._host_id(kind), self._root, self._airflow)
         listed: list[Listed] = []
-        for slot_id in slot_ids:
+        for slot_id in dict.fromkeys(slot_ids):
             row = newest[slot_id]
             again = kind in ("retry", "clear") and named.get(str(slot_id)) == row.generation
-            failed = row.is_terminal and row.status != "Completed"
-            generation = row.generation + 1 if again and failed else row.generation
-            listed.append(Listed(str(slot_id), generation, row.run_id if generation > row.generation else None))
-        self._begin(kind, listed)
-        openings = [keeper.resume(newest[UUID(entry.key)]) for entry in listed if entry.continues is not None]
-        self._commit_openings(openings)
-        ids = newest_of(self._house.store, slot_ids)
+            if again and row.is_terminal and row.status != "Completed":
+                listed.append(Listed(str(slot_id), row.generation + 1, row.run_id, awaited=True))
+            else:
+                listed.append(Listed(str(slot_id), row.generation, awaited=True))
+        self._begin(kind, [*self._carried(kind, awaited=False), *listed])
+        opened = [newest[UUID(entry.key)] for entry in listed if entry.continues is not None]
+        ran = self._commit_openings([keeper.resume(row) for row in opened])
+        newest |= newest_of(self._house.store, (row.slot_id for row in opened))
         slots = tuple(
-            Slot(entry.key, slot_id, ids[slot_id].run_id, ids[slot_id].generation)
-            for entry, slot_id in zip(listed, slot_ids, strict=True)
+            Slot(str(slot_id), slot_id, newest[slot_id].run_id, newest[slot_id].generation) for slot_id in slot_ids
         )
-        return Opened(kind, slots, len(openings))
+        return Opened(kind, slots, ran)
 
     def _recognise(self) -> tuple[Kind, list[Listed]]:
         """Find the newest host run and say what this try is to it."""
@@ -159,15 +165,24 @@ class HostRun:
             return "first", []
         self._history = load_history(self._house.store, self._row.run_id)
         self._head, self._epoch = self._row.head.seq, self._row.head.epoch
-        last = self._history.host_tries[-1] if self._history.host_tries else None
-        kind = kind_of(last, self._facts)
+        kind = kind_of(self._last_try(None), self._facts)
         if kind == "stale":
             raise HostError(
-                f"try {self._facts.try_number} of this task is not the newest any more: another one has begun since. "
-                "It stops here and has changed nothing",
+                f"{self._label} is not the newest try any more: another one has begun since. It stops here and has "
+                "changed nothing",
                 code="stale_attempt",
             )
-        return kind, [] if kind == "recreated" else listed_of(last)
+        return kind, listed_of(self._last_try(kind))
+
+    def _last_try(self, kind: Kind | None) -> Mapping[str, Any] | None:
+        """Return what the try before this one recorded; one of a deleted DAG run does not count."""
+        if kind == "recreated" or self._history is None or not self._history.host_tries:
+            return None
+        return self._history.host_tries[-1]
+
+    def _carried(self, kind: Kind, *, awaited: bool) -> list[Listed]:
+        """Return what this very try has listed before: a task may spawn first and await then."""
+        return listed_of(self._last_try(kind), awaited=awaited) if kind == "same" else []
 
     def _host_id(self, kind: Kind) -> UUID:
         if self._row is None:
@@ -182,6 +197,8 @@ class HostRun:
             self._create(kind, event)
         else:
             self._append([event], lease=TakeLease(None))
+        # Whoever drove this task's children before is superseded by the session that the first lease opens.
+        self._house.keeper.owner = Owner(self._label, str(self._coordinates.run_id()), self._incarnation)
 
     def _create(self, kind: Kind, event: DomainEvent) -> None:
         """Create the host run; over a deleted one, fence that off and ask its children to end."""
@@ -204,8 +221,10 @@ class HostRun:
         if old is not None:
             steps.append(RunStep(old.run_id, old.head.seq, old.head.epoch, lease=TakeLease(None)))
             posts = self._close_posts(row for row in self._house.store.children_of(old.run_id))
-        committed = self._submit(Commit(self._house.entropy.new_id(), tuple(steps), artifacts, tuple(posts)))
-        self._head, self._epoch = committed.heads[host_id].seq, committed.heads[host_id].epoch
+        answer = self._submit(Commit(self._house.entropy.new_id(), tuple(steps), artifacts, tuple(posts)))
+        if isinstance(answer, Conflict):
+            raise self._conflict(answer, answer.run_id)
+        self._head, self._epoch = answer.heads[host_id].seq, answer.heads[host_id].epoch
         self._row = self._house.store.find_run(host_id)
 
     def _started(self, generation: int) -> tuple[RunStarted, tuple[Artifact, ...]]:
@@ -233,7 +252,7 @@ class HostRun:
         for entry in last:
             row = newest.get(child_run_id(host_id, entry.key))
             if row is not None and entry.key not in known:
-                found[entry.key] = Known(row, same_request=True)
+                found[entry.key] = Known(row)
         return found
 
     def _follow_plan_change(
@@ -290,18 +309,26 @@ class HostRun:
             elif action == "respawn":
                 ended = keeper.end(known[entry.key].row, "respawned")
                 opening = keeper.spawn(wanted[entry.key], entry.generation)
-                steps = opening.steps if ended is None else (ended, *opening.steps)
-                openings.append(Opening(opening.events, steps, opening.artifacts))
-        self._commit_openings(openings)
-        return len(openings)
+                openings.append(opening if ended is None else replace(opening, steps=(ended, *opening.steps)))
+        return self._commit_openings(openings)
 
-    def _commit_openings(self, openings: Sequence[Opening]) -> None:
+    def _commit_openings(self, openings: Sequence[Opening]) -> int:
+        """Make generations exist, and return how many; those that somebody else opened meanwhile are taken as they are."""
+        opened = 0
         for start in range(0, len(openings), CHUNK):
             chunk = openings[start : start + CHUNK]
-            events = [event for opening in chunk for event in opening.events]
-            steps = tuple(step for opening in chunk for step in opening.steps)
-            unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
-            self._append(events, steps, tuple(unique.values()))
+            while chunk and not self._try_openings(chunk):
+                there = self._house.store.get_runs(opening.run_id for opening in chunk)
+                chunk = [opening for opening in chunk if opening.run_id not in there]
+            opened += len(chunk)
+        return opened
+
+    def _try_openings(self, chunk: Sequence[Opening]) -> bool:
+        """Commit openings; False if one of their runs is there already."""
+        events = [event for opening in chunk for event in opening.events]
+        steps = tuple(step for opening in chunk for step in opening.steps)
+        unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
+        return self._append(events, steps, tuple(unique.values()))
 
     def _append(
         self,
@@ -309,26 +336,40 @@ class HostRun:
         steps: tuple[RunStep, ...] = (),
         artifacts: tuple[Artifact, ...] = (),
         lease: TakeLease | None = None,
-    ) -> None:
+    ) -> bool:
+        """Append to the host's stream; False if a run to be created by the same commit is there already."""
         if self._row is None:
             raise AssertionError(self._coordinates)
         host_id = self._row.run_id
         encoded = tuple(encode_event(event) for event in events)
         step = RunStep(host_id, self._head, self._epoch, encoded, moves_of(events), lease=lease)
         commit = Commit(self._house.entropy.new_id(), (step, *steps), artifacts)
-        head = self._submit(commit).heads[host_id]
-        self._head, self._epoch = head.seq, head.epoch
-
-    def _submit(self, commit: Commit) -> Committed:
-        answer = self._house.patience.attempt(lambda: self._house.committer.submit(commit))
+        answer = self._submit(commit)
         if isinstance(answer, Conflict):
-            raise HostError(
-                f"another try of this task, or another process, moved run {answer.run_id} in the meantime "
-                f"({answer.reason}); this try stops here and has changed nothing since",
+            if answer.reason == "exists":
+                return False
+            raise self._conflict(answer, host_id)
+        self._head, self._epoch = answer.heads[host_id].seq, answer.heads[host_id].epoch
+        return True
+
+    def _submit(self, commit: Commit) -> Committed | Conflict:
+        return self._house.patience.attempt(lambda: self._house.committer.submit(commit))
+
+    def _conflict(self, conflict: Conflict, host_id: UUID) -> HostError:
+        """Say who came in between: another try of this task, or whoever drives one of its children."""
+        if conflict.run_id == host_id:
+            return HostError(
+                f"{self._label} is not the newest try any more: another one has begun meanwhile. It stops here and "
+                "changes nothing further",
                 code="stale_attempt",
                 retryable=True,
             )
-        return answer
+        return HostError(
+            f"child run {conflict.run_id} is being driven by another process, so that this try cannot open its next "
+            "generation; a retry tries again",
+            code="child_run_busy",
+            retryable=True,
+        )
 
     def _slot(self, host_id: UUID, entry: Listed) -> Slot:
         slot_id = child_run_id(host_id, entry.key)

@@ -13,15 +13,16 @@ from airflow_childrun.engine.fact_io import FACT_PAYLOAD
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import Lineage, Prepared, Request, prepare_run
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted
+from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
-from airflow_childrun.runtime.histories import load_history
+from airflow_childrun.runtime.histories import load_history, read_manifest
+from airflow_childrun.runtime.host_diff import manifest_differences
 from airflow_childrun.runtime.host_try import Known
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.generations import continuation
-from airflow_childrun.store.api import Artifact, RunRow, RunStep, TakeLease
-from airflow_childrun.store.codec import encode_event
+from airflow_childrun.store.api import Artifact, RunRow, RunStep, Store, TakeLease
+from airflow_childrun.store.codec import decode_event, encode_event
 from airflow_childrun.store.projection import moves_of
 from airflow_childrun.transports.child_runs import spawned_event
 
@@ -43,21 +44,51 @@ class WantedChild:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Events of the host and steps on other streams that make a generation exist."""
+    """Events of the host and steps on other streams that make a generation exist.
 
+    :param run_id: the generation
+    """
+
+    run_id: UUID
     events: tuple[Event, ...]
     steps: tuple[RunStep, ...]
     artifacts: tuple[Artifact, ...]
 
 
-def known_of(host_id: UUID, wanted: Sequence[WantedChild], newest: Mapping[UUID, RunRow]) -> dict[str, Known]:
-    """Return what exists of the wanted children, and whether it was asked for in the same words."""
+def known_of(
+    store: Store, host_id: UUID, wanted: Sequence[WantedChild], newest: Mapping[UUID, RunRow]
+) -> dict[str, Known]:
+    """Return what exists of the wanted children, and in what it was asked for differently.
+
+    :raises StorageError: if what was asked for cannot be read
+    """
+    pairs = [(child, row) for child in wanted if (row := newest.get(child_run_id(host_id, child.key))) is not None]
+    changed = {row.run_id: row for child, row in pairs if row.manifest_id != child.manifest_id}
+    recorded = {
+        run_id: read_manifest(store, row.root_run_id, load_history(store, run_id).start)
+        for run_id, row in changed.items()
+    }
     known: dict[str, Known] = {}
-    for child in wanted:
-        row = newest.get(child_run_id(host_id, child.key))
-        if row is not None:
-            known[child.key] = Known(row, row.manifest_id == child.manifest_id)
+    for child, row in pairs:
+        if row.run_id in recorded:
+            differs = manifest_differences(recorded[row.run_id], child.manifest)
+        else:
+            differs = "" if _initial_snapshot(store, row) == child.snapshot_id else "initial_context"
+        known[child.key] = Known(row, differs)
     return known
+
+
+def _initial_snapshot(store: Store, row: RunRow) -> str:
+    """Return the context that a slot's chain of generations began with."""
+    snapshot_id, run_id, generation = row.initial_snapshot_id, row.run_id, row.generation
+    while generation > 1:
+        started = decode_event(store.read_events(run_id, 1, 1)[0])
+        if not isinstance(started, RunStarted) or started.continues is None:
+            break
+        run_id, generation = UUID(started.continues.run_id), generation - 1
+        before = store.get_runs([run_id])[run_id]
+        snapshot_id = before.initial_snapshot_id
+    return snapshot_id
 
 
 class TreeKeeper:
@@ -78,7 +109,7 @@ class TreeKeeper:
         run_id = prepared.step.run_id
         linkage = spawned_event(self._host_id, run_id, child.manifest_id, child.key, generation)
         if generation > 1:
-            return Opening((linkage,), (prepared.step,), prepared.artifacts)
+            return Opening(run_id, (linkage,), (prepared.step,), prepared.artifacts)
         response = SpawnResponse(
             parent_run_id=str(self._host_id), child_run_id=str(run_id), child_manifest_id=child.manifest_id
         )
@@ -87,11 +118,11 @@ class TreeKeeper:
         digest = artifact_id(canonical_json_bytes([child.manifest_id, child.snapshot_id, str(self._host_id)]))
         fact = {"key": child.key, "payload_id": payload.id, "meta": {"request_digest": digest}}
         recorded = DomainEvent(name=FACT_RECORDED, payload=fact)
-        return Opening((recorded, linkage), (prepared.step,), (payload, *prepared.artifacts))
+        return Opening(run_id, (recorded, linkage), (prepared.step,), (payload, *prepared.artifacts))
 
-    def check(self, child: WantedChild) -> None:
+    def check(self, child: WantedChild, generation: int) -> None:
         """Refuse what a spawn would refuse, before anything is stored."""
-        self._prepare(child, 1)
+        self._prepare(child, generation)
 
     def resume(self, row: RunRow) -> Opening:
         """Open the generation that continues a terminal run.
@@ -101,7 +132,7 @@ class TreeKeeper:
         identity = RunIdentity(self._host_id, self._host_id, self._root, 0)
         run_id, step = continuation(self._house.store, row, identity)
         generation = row.generation + 1
-        return Opening((self._linkage(row, run_id, generation),), (step,), ())
+        return Opening(run_id, (self._linkage(row, run_id, generation),), (step,), ())
 
     def end(self, row: RunRow, why: str) -> RunStep | None:
         """Return the step that ends a run which nobody may go on with; None if it has ended."""

@@ -218,10 +218,11 @@ def _plan_clear(
     last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known], on_clear: OnClear
 ) -> list[Listed]:
     wanted = {*keys, *(entry.key for entry in last)}
-    missing = [entry for entry in last if _starts_afresh(entry, known)]
-    was_green = bool(last) and not missing and all(known[key].is_done for key in wanted if key in known)
-    fresh = on_clear == "respawn" or (on_clear == "auto" and was_green)
-    return [_cleared(key, known.get(key), on_clear, fresh=fresh) for key in keys]
+    pending = {entry.key for entry in last if _starts_afresh(entry, known)}
+    was_green = bool(last) and not pending and all(known[key].is_done for key in wanted if key in known)
+    if on_clear == "respawn" or (on_clear == "auto" and was_green):
+        pending = wanted
+    return [_cleared(key, known.get(key), on_clear, fresh=key in pending) for key in keys]
 
 
 def _cleared(key: str, child: Known | None, on_clear: OnClear, *, fresh: bool) -> Listed:

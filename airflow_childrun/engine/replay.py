@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.canonical import artifact_id
-from airflow_childrun.engine.attempt import Failed, SilentRecorder, run_handler
+from airflow_childrun.engine.attempt import Failed, SilentRecorder, is_skipped, run_handler
 from airflow_childrun.engine.context import read_snapshot
 from airflow_childrun.engine.fact_io import ReplayIo, Scene
 from airflow_childrun.engine.history import Completion, RunHistory
@@ -71,10 +71,15 @@ class Replayer:
         snapshot_id = history.start.initial_snapshot_id
         context = read_snapshot(read_artifact(snapshot_id))
         for done in sorted(history.completed.values(), key=lambda completion: completion.at):
-            if done.at[0] != history.segment or done.skipped:
+            if done.at[0] != history.segment or self._was_skipped(done, history):
                 continue
             snapshot_id, context = self._again(done, history, context, read_artifact)
         return snapshot_id
+
+    def _was_skipped(self, done: Completion, history: RunHistory) -> bool:
+        """Whether a state completed without its handler; a V1 event does not say so, the tags do."""
+        node = self._plan.state(done.state_id)
+        return done.skipped or (history.is_v1 and node is not None and is_skipped(node, self._config))
 
     def _again(
         self, done: Completion, history: RunHistory, base: dict[str, Any], read_artifact: Callable[[str], bytes]

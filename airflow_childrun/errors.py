@@ -39,7 +39,8 @@ An error is part of the API: it has a stable ``code``, a ``category`` and says w
     ├── Abandoned                      this process gave the run up
     ├── LeaseLost                      somebody else drives the run
     ├── StoreInterrupt                 the store failed in the middle of an attempt
-    └── CancelInterrupt                the run was asked to end
+    ├── CancelInterrupt                the run was asked to end
+    └── DeadlineInterrupt              the run ran out of time
 """
 
 from __future__ import annotations
@@ -367,3 +368,7 @@ class StoreInterrupt(Interrupt):
 
 class CancelInterrupt(Interrupt):
     """The run was asked to end."""
+
+
+class DeadlineInterrupt(Interrupt):
+    """The run ran out of time."""

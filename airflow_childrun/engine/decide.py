@@ -122,7 +122,7 @@ def check_states_in_plan(history: RunHistory, plan: ExecutionPlan) -> None:
 
     :raises InvalidPlanError: code ``recovery_state_not_in_plan``
     """
-    names = {node.id for node in plan.order}
+    names = {node.id for node in plan.order} | ({plan.on_cancel.id} if plan.on_cancel else set())
     lost = sorted((set(history.completed) | set(history.last_attempt)) - names)
     if lost:
         raise InvalidPlanError(

@@ -108,6 +108,7 @@ class RunHistory:
     children: list[ChildLink] = field(default_factory=list)
     linked: set[str] = field(default_factory=set)
     inbox_consumed: int = 0
+    end_request: dict[str, Any] | None = None
     host_tries: list[dict[str, Any]] = field(default_factory=list)
     _last_fact_key: str | None = None
 
@@ -214,6 +215,7 @@ class RunHistory:
                 self._on_linked(event.payload)
             case name if name == INBOX_CONSUMED:
                 self.inbox_consumed = event.payload["n"]
+                self.end_request = event.payload
             case name if name == HOST_TRY:
                 self.host_tries.append(event.payload)
             case _:

@@ -59,7 +59,7 @@ class ExecutionPlan:
     states: tuple[StateNode, ...]
     edges: tuple[Edge, ...] = ()
     output_key: str | None = None
-    on_cancel: Callable[[Any, Any, Any], None] | None = None
+    on_cancel: StateNode | None = None
     code_digest: str | None = None
     order: tuple[StateNode, ...] = field(init=False)
 
@@ -69,6 +69,8 @@ class ExecutionPlan:
 
     def state(self, state_id: str) -> StateNode | None:
         """Return a state by id, or None."""
+        if self.on_cancel is not None and self.on_cancel.id == state_id:
+            return self.on_cancel
         return next((node for node in self.order if node.id == state_id), None)
 
     def describe(self) -> dict[str, Any]:

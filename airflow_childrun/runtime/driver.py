@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 from uuid import UUID
 
 from airflow_childrun.engine import attempt as attempts
 from airflow_childrun.engine.context import read_snapshot
 from airflow_childrun.engine.decide import EnterState, FinishRun, WaitUntil, close_orphan, decide, retry_policy_of
-from airflow_childrun.engine.fact_io import FactIo, ReplayIo, Scene
 from airflow_childrun.engine.history import RunHistory
-from airflow_childrun.engine.live_io import LiveIo
+from airflow_childrun.engine.inbox import EndRequest
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import SNAPSHOT
+from airflow_childrun.errors import DeadlineInterrupt
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
+from airflow_childrun.runtime.closing import consumed_event
+from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
 from airflow_childrun.runtime.histories import check_drift, load_history, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
-from airflow_childrun.runtime.nursery import RunNursery
+from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
+from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
-from airflow_childrun.runtime.waiting import Hold, RunWaits, with_jitter
+from airflow_childrun.runtime.waiting import with_jitter
 from airflow_childrun.store.api import RunRow, TakeLease
-from airflow_childrun.transports.child_runs import ChildRunBinding, ChildRunTransport
-from airflow_childrun.transports.registry import LiveIoEnv, Router, TransportRegistry
+from airflow_childrun.transports.registry import LiveIoEnv
 
 Ending = Literal["ended", "foreign", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the driver asks of the supervisor."""
-
-    hand_over: Callable[[UUID], None]
-    wait: Callable[[UUID, Hold], RunRow]
-    wait_all: Callable[[Sequence[UUID], Hold], None]
-    hold: Hold
 
 
 class RunDriver:
@@ -50,7 +41,8 @@ class RunDriver:
         self._around = around
         self._snapshot: tuple[str, bytes] | None = None
         self.journal: RunJournal | None = None
-        self.on_open: Callable[[RunJournal], None] = _ignore
+        self.on_open: Callable[[RunJournal, Mailbox], None] = _ignore
+        self._mailbox = Mailbox(house, row)
 
     def drive(self) -> Ending:
         """Drive the run to its end.
@@ -69,16 +61,25 @@ class RunDriver:
         plan = house.resolver.resolve(manifest)
         house.patience.attempt(lambda: check_drift(house.store, row.root_run_id, history, plan))
         self.journal = journal = self._open_journal(history, session_id)
-        self.on_open(journal)
+        self._around.hold.mailbox = self._mailbox
+        self.on_open(journal, self._mailbox)
         # Asked before the children are driven on: one may end at once.
         lapsed = row.lease_session_id is not None and not self._was_waiting(history)
         self._hand_over_children(history)
         journal.stage(close_orphan(history, lapsed=lapsed, limit=house.limits.recovery_limit))
-        return self._go_on(journal, plan, manifest.run_config)
+        try:
+            if history.end_request is not None:
+                raise CancelRequested(EndRequest(effective_at=0, **history.end_request))
+            return self._go_on(journal, plan, manifest.run_config)
+        except CancelRequested as asked:
+            return self._end_cancelled(journal, plan, manifest.run_config, asked.request)
+        except DeadlineInterrupt:
+            self._ender(journal).finish_timed_out()
+            return "ended"
 
     def _open_journal(self, history: RunHistory, session_id: UUID) -> RunJournal:
         house = self._house
-        return RunJournal(
+        journal = RunJournal(
             history,
             self._row.root_run_id,
             epoch=self._row.head.epoch,
@@ -87,8 +88,10 @@ class RunDriver:
             committer=house.committer,
             patience=house.patience,
             entropy=house.entropy,
-            guard=SessionGuard(house.keeper, session_id),
+            guard=RunGuard(SessionGuard(house.keeper, session_id), self._mailbox),
         )
+        journal.on_inbox = self._mailbox.note
+        return journal
 
     def _hand_over_children(self, history: RunHistory) -> None:
         """After a crash, a recorded spawn whose child is not terminal is driven again."""
@@ -111,6 +114,7 @@ class RunDriver:
 
     def _go_on(self, journal: RunJournal, plan: ExecutionPlan, config: RunConfig) -> Ending:
         while True:
+            self._mailbox.check()
             decision = decide(journal.history, plan, config, self._house.now_us())
             match decision:
                 case EnterState(node, entered):
@@ -121,6 +125,9 @@ class RunDriver:
                     self._around.hold.wait_until(at)
                 case FinishRun(event):
                     journal.stage([event])
+                    if event.status != "Completed":
+                        self._ender(journal).finish_unwell("its parent failed")
+                        return "ended"
                 case _:
                     journal.flush(release=True)
                     return "ended"
@@ -162,32 +169,34 @@ class RunDriver:
     ) -> attempts.Outcome:
         house = self._house
         base = read_snapshot(self._read_snapshot(journal, entered.base_snapshot_id))
-        io = self._io(journal, node, entered, config)
+        env = LiveIoEnv(self._identity(journal.history), node.id, entered.attempt)
+        io = make_io(house, journal, env, config, self._around)
         recorder = attempts.EventRecorder(journal, config, house.policy)
         with house.observer.handler(self._row, node, entered.attempt):
             return attempts.run_handler(node, base, io, recorder, house.policy)
 
-    def _io(self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig) -> FactIo:
-        identity = self._identity(journal.history)
-        replay = config.io_mode == "Replay"
-        router = self._router(LiveIoEnv(identity, node.id, entered.attempt), journal, replay=replay)
-        scene = Scene(identity, node.id, journal.history.facts, journal, self._house.policy)
-        if replay:
-            return ReplayIo(scene, router, retryable=config.replay_missing_fact_retryable)
-        return LiveIo(scene, router, self._house.sources, RunWaits(self._house, journal, self._around.hold))
+    def _end_cancelled(
+        self, journal: RunJournal, plan: ExecutionPlan, config: RunConfig, request: EndRequest
+    ) -> Ending:
+        """End the children, run the clean-up, end the run."""
+        self._mailbox.ignore()
+        ender = self._ender(journal)
+        ender.end_children(f"its parent was asked to end: {request.reason}")
+        ender.close_attempt(RUN_CANCELLED, f"the run was asked to end: {request.reason}", real=False)
+        clean_up = plan.on_cancel
+        history = journal.history
+        if clean_up is not None and history.last_entered is not None and clean_up.id not in history.completed:
+            if history.inbox_consumed < request.n:
+                journal.stage([consumed_event(request)])
+            number = history.last_attempt.get(clean_up.id, -1) + 1
+            entered = StateEntered(state_id=clean_up.id, attempt=number, base_snapshot_id=history.checkpoint_id)
+            self._enter(journal, clean_up, entered, config)
+        ender.finish_cancelled(request)
+        return "ended"
 
-    def _router(self, env: LiveIoEnv, journal: RunJournal, *, replay: bool) -> Router:
+    def _ender(self, journal: RunJournal) -> Ender:
         around = self._around
-        nursery = RunNursery(
-            self._house,
-            journal.history,
-            around.hand_over,
-            lambda run_id: around.wait(run_id, around.hold),
-            lambda run_ids: around.wait_all(run_ids, around.hold),
-        )
-        registry = TransportRegistry(self._house.transports.all().values())
-        registry.register(_ChildRuns(self._house, journal, nursery))
-        return Router(registry, env, replay=replay)
+        return Ender(self._house, journal, around.ring, lambda run_ids: around.wait_all(run_ids, around.hold))
 
     def _identity(self, history: RunHistory) -> RunIdentity:
         return RunIdentity(
@@ -201,33 +210,5 @@ class RunDriver:
         return journal.read_artifact(snapshot_id)
 
 
-def _ignore(journal: RunJournal) -> None:
+def _ignore(journal: RunJournal, mailbox: Mailbox) -> None:
     """Nobody wants to know."""
-
-
-class _ChildRuns:
-    """The factory of the child-run transport, an ordinary member of the registry."""
-
-    def __init__(self, house: House, journal: RunJournal, nursery: RunNursery) -> None:
-        self._house = house
-        self._journal = journal
-        self._nursery = nursery
-
-    def namespace_group(self) -> str:
-        """Return ``machine.child_run``."""
-        return "machine.child_run"
-
-    def binding(self, env: LiveIoEnv) -> ChildRunBinding:
-        """Return how replay binds requests to recorded answers."""
-        return ChildRunBinding(env.identity, self._house.policy)
-
-    def make(self, env: LiveIoEnv) -> Any:
-        """Make the transport of one attempt."""
-        return ChildRunTransport(
-            env,
-            journal=self._journal,
-            nursery=self._nursery,
-            resolver=self._house.resolver,
-            policy=self._house.policy,
-            max_depth=self._house.limits.max_depth,
-        )

@@ -16,11 +16,11 @@ from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
+from airflow_childrun.runtime.generations import continuation
 from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.host_diff import manifest_differences
 from airflow_childrun.runtime.host_try import Known
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.generations import continuation
 from airflow_childrun.store.api import Artifact, RunRow, RunStep, Store, TakeLease
 from airflow_childrun.store.codec import decode_event, encode_event
 from airflow_childrun.store.projection import moves_of

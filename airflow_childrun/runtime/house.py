@@ -34,6 +34,7 @@ class Limits:
     :param recovery_limit: how many processes in a row may die over a run that does not move
     :param session_ttl_s: after how long without a sign of life others may take over
     :param poll_s: how often a run that another process drives is looked at
+    :param inbox_poll_s: how often the inboxes of driven runs are looked at; every commit of a run tells, too
     """
 
     max_concurrency: int = 16
@@ -41,6 +42,7 @@ class Limits:
     recovery_limit: int = 5
     session_ttl_s: float = 30.0
     poll_s: float = 0.5
+    inbox_poll_s: float = 2.0
 
 
 class Observer(Protocol):

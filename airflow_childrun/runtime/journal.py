@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -70,6 +70,7 @@ class RunJournal:
         self._staged_artifacts: list[Artifact] = []
         self._ended: Interrupt | None = None
         self.has_written = False
+        self.on_inbox: Callable[[int], object] = _ignore
 
     def stage(self, events: Sequence[Event], artifacts: Sequence[Artifact] = ()) -> None:
         """Count events as happened; they become durable with the next append or flush.
@@ -103,6 +104,7 @@ class RunJournal:
         commit = self._commit(lease, extras)
         head = self._submit(commit).heads[self.history.run_id]
         self.has_written = True
+        self.on_inbox(head.inbox_seq)
         self._head, self._epoch, self._lease = head.seq, head.epoch, None
         self._drop_staged()
 
@@ -178,3 +180,7 @@ class RunJournal:
         )
         artifacts = (*self._staged_artifacts, *extras.artifacts)
         return Commit(self._entropy.new_id(), (step, *extras.steps), artifacts, extras.posts)
+
+
+def _ignore(inbox_seq: int) -> None:
+    """Nobody wants to know."""

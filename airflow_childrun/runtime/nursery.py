@@ -14,7 +14,6 @@ from airflow_childrun.runtime.generations import continuation, get_many, newest_
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import RunRow, RunStep
 
-
 T = TypeVar("T")
 
 

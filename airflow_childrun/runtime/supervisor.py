@@ -8,16 +8,20 @@ from uuid import UUID
 
 from airflow_childrun.errors import (
     Abandoned,
+    CancelInterrupt,
     ChildRunError,
+    DeadlineInterrupt,
     Interrupt,
     LeaseLost,
     NotFoundError,
     StorageError,
     StoreInterrupt,
 )
-from airflow_childrun.runtime.driver import RunDriver, Surroundings
+from airflow_childrun.runtime.driver import RunDriver
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.mail import Mailbox
+from airflow_childrun.runtime.run_io import Surroundings
 from airflow_childrun.runtime.waiting import Hold
 from airflow_childrun.store.api import RunRow
 
@@ -33,6 +37,8 @@ class Supervisor:
         self._monitor = house.slots.monitor
         self._active: dict[UUID, RunJournal | None] = {}
         self._undrivable: dict[UUID, ChildRunError] = {}
+        self._mailboxes: dict[UUID, Mailbox] = {}
+        self._carries_mail = False
         self.stopped: set[UUID] = set()
 
     def hand_over(self, run_id: UUID) -> None:
@@ -43,6 +49,9 @@ class Supervisor:
             self._active[run_id] = None
             self._undrivable.pop(run_id, None)
             self.stopped.discard(run_id)
+            if not self._carries_mail:
+                self._carries_mail = True
+                self._house.scheduler.start("childrun inbox", self._carry_mail)
         self._house.slots.submit(run_id, self._beginner(run_id))
 
     def wait(self, run_id: UUID, hold: Hold | None = None) -> RunRow:
@@ -57,11 +66,11 @@ class Supervisor:
         self.hand_over(run_id)
         self._house.slots.promote(run_id)
         if hold is None:
-            return self._watch(run_id)
+            return self._watch(run_id, Hold(self._house))
         hold.release()
         try:
-            row = self._watch(run_id)
-        except ChildRunError:
+            row = self._watch(run_id, hold)
+        except (ChildRunError, CancelInterrupt, DeadlineInterrupt):
             # The handler is told and goes on, so it needs its slot as after any other answer.
             hold.take_again()
             raise
@@ -81,11 +90,20 @@ class Supervisor:
         if not wanted:
             return
         hold.release()
-        with self._monitor:
-            while not wanted.isdisjoint(self._active):
-                self._check_open()
-                self._monitor.wait()
+        try:
+            hold.wait_while(lambda: not wanted.isdisjoint(self._active))
+        except (CancelInterrupt, DeadlineInterrupt):
+            hold.take_again()
+            raise
         hold.take_again()
+
+    def ring(self, run_ids: Iterable[UUID]) -> None:
+        """Have runs of this process look into their inboxes at once."""
+        with self._monitor:
+            for run_id in run_ids:
+                if run_id in self._mailboxes:
+                    self._mailboxes[run_id].ring()
+            self._monitor.notify_all()
 
     def wait_while_active(self, run_ids: Iterable[UUID], timeout_s: float | None) -> set[UUID]:
         """Wait until one more of these runs is not driven any more, or the time is over; return those still driven."""
@@ -152,6 +170,7 @@ class Supervisor:
             hold.release()
             with self._monitor:
                 self._active.pop(run_id, None)
+                self._mailboxes.pop(run_id, None)
                 self._monitor.notify_all()
             self._close_session_if_last()
 
@@ -168,7 +187,7 @@ class Supervisor:
         """Take a run over; begin anew where another writer came in between."""
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
             driver = RunDriver(
-                self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, self.wait_all, hold)
+                self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, self.wait_all, self.ring, hold)
             )
             try:
                 if self._driven(run_id, driver) == "stopped":
@@ -181,7 +200,7 @@ class Supervisor:
 
     def _driven(self, run_id: UUID, driver: RunDriver) -> str:
         try:
-            driver.on_open = lambda journal: self._register(run_id, journal)
+            driver.on_open = lambda journal, mailbox: self._register(run_id, journal, mailbox)
             return driver.drive()
         except Abandoned:
             if driver.journal is not None:
@@ -189,25 +208,43 @@ class Supervisor:
                 driver.journal.release()
             raise
 
-    def _register(self, run_id: UUID, journal: RunJournal) -> None:
+    def _register(self, run_id: UUID, journal: RunJournal, mailbox: Mailbox) -> None:
         with self._monitor:
             if run_id in self._active:
                 self._active[run_id] = journal
+                self._mailboxes[run_id] = mailbox
             if self._house.slots.is_closed:
                 journal.kill()
+
+    def _carry_mail(self) -> None:
+        """Look, now and then, whether anything came for the runs that are driven: one query for all of them."""
+        while True:
+            self._house.scheduler.sleep(self._house.limits.inbox_poll_s)
+            with self._monitor:
+                boxes = dict(self._mailboxes)
+                if self._house.slots.is_closed or not self._active:
+                    self._carries_mail = False
+                    return
+            try:
+                rows = self._house.store.get_runs(boxes)
+            except StorageError:
+                continue
+            news = [boxes[row.run_id].note(row.head.inbox_seq) for row in rows.values()]
+            if any(news):
+                with self._monitor:
+                    self._monitor.notify_all()
 
     def _give_up(self, run_id: UUID, error: ChildRunError) -> None:
         _log.error("child run %s cannot be driven here: %s", run_id, error)
         with self._monitor:
             self._undrivable[run_id] = error
 
-    def _watch(self, run_id: UUID) -> RunRow:
+    def _watch(self, run_id: UUID, hold: Hold) -> RunRow:
         """Wait for a run that this process or another one drives."""
+        now_s = self._house.scheduler.now_s
         while True:
+            hold.wait_while(lambda: run_id in self._active)
             with self._monitor:
-                while run_id in self._active:
-                    self._check_open()
-                    self._monitor.wait()
                 self._check_open()
                 error = self._undrivable.get(run_id)
             row = self._find(run_id)
@@ -218,8 +255,8 @@ class Supervisor:
             if self._may_drive(row):
                 self.hand_over(run_id)
             else:
-                with self._monitor:
-                    self._monitor.wait(self._house.limits.poll_s)
+                look_at = now_s() + self._house.limits.poll_s
+                hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s())  # noqa: B023
 
     def _may_drive(self, row: RunRow) -> bool:
         """Whether nobody else owns a run, and this process can be sure of its own leases."""

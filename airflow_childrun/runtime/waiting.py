@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from airflow_childrun.clock import Entropy
 from airflow_childrun.errors import Abandoned
 from airflow_childrun.model.events import WAIT_OPENED, DomainEvent
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.mail import Mailbox
 
 LONGEST_LOOK_S = 60.0
 """How long to wait without looking at the clock: it may be set, and threads cannot wait for ever."""
@@ -19,6 +22,7 @@ class Hold:
         self._slots = house.slots
         self._house = house
         self._held = True
+        self.mailbox: Mailbox | None = None
 
     def release(self) -> None:
         """Give the slot back, once."""
@@ -39,16 +43,38 @@ class Hold:
         """Wait, holding no slot, until the store's time has come.
 
         :raises Abandoned: if the process gives up
+        :raises CancelInterrupt: if the run is asked to end meanwhile
         """
         if self._house.now_us() >= until_us:
             return
         self.release()
+        self.wait_while(lambda: until_us > self._house.now_us(), lambda: (until_us - self._house.now_us()) / 1_000_000)
+        self.take_again()
+
+    def wait_while(
+        self, condition: Callable[[], bool], longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S
+    ) -> None:
+        """Wait, holding no slot, while a condition holds; the mailbox is looked into as soon as there is cause.
+
+        :param condition: asked with the monitor held
+        :raises Abandoned: if the process gives up
+        :raises CancelInterrupt: if the run is asked to end meanwhile
+        """
+        while self._wait_once(condition, longest_s):
+            if self.mailbox is not None:
+                self.mailbox.check()
+
+    def _wait_once(self, condition: Callable[[], bool], longest_s: Callable[[], float]) -> bool:
+        """Wait until the condition is over (False) or the mailbox is due (True)."""
         with self._slots.monitor:
-            while (left_us := until_us - self._house.now_us()) > 0:
+            while condition():
                 if self._slots.is_closed:
                     raise Abandoned("this process gave the run up while it waited")
-                self._slots.monitor.wait(min(left_us / 1_000_000, LONGEST_LOOK_S))
-        self.take_again()
+                if self.mailbox is not None and self.mailbox.is_due():
+                    return True
+                most_s = min(longest_s(), LONGEST_LOOK_S)
+                self._slots.monitor.wait(most_s if self.mailbox is None else self.mailbox.wait_s(most_s))
+            return False
 
 
 class RunWaits:

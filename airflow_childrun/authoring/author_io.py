@@ -11,7 +11,7 @@ from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildRes
 from airflow_childrun.authoring.steps import as_policy, run_step
 from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder
 from airflow_childrun.errors import InputError
-from airflow_childrun.model.config import RetryPolicy, RunConfig
+from airflow_childrun.model.config import Duration, RetryPolicy, RunConfig
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest
 
 R = TypeVar("R")
@@ -113,14 +113,17 @@ class Io:
         key: str | None = None,
         config: Any = None,
         run_config: RunConfig | None = None,
+        timeout_s: float | None = None,
     ) -> ChildHandle:
         """Spawn a child run; it works from now on beside this one.
+
+        :param timeout_s: after how many seconds it ends as Failed, code ``run_timed_out``
 
         :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``
         :raises InputError: if the input does not fit the operation
         """
         full_key = self._key(key, operation.name)
-        request = _spawn_request(operation, input, config, run_config)
+        request = _spawn_request(operation, input, config, run_config, timeout_s)
         answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
         return _handle(answer, operation, full_key)
 
@@ -139,16 +142,18 @@ class Io:
         key: str | Callable[[Any], Any] | None = None,
         config: Any = None,
         run_config: RunConfig | None = None,
+        timeout_s: float | None = None,
     ) -> list[ChildResult]:
         """Run an operation once per element, all side by side, and return how each ended, in the order of the elements.
 
         :param key: a function of the element, or a field's name, that names the child; by default its position does
+        :param timeout_s: after how many seconds a child ends as Failed, code ``run_timed_out``
         :raises InputError: if two elements have the same key, or an input does not fit
         """
         elements = list(inputs)
         keys = self._keys_of(operation, elements, key)
         calls = [
-            IoCall(SPAWN, _spawn_request(operation, element, config, run_config), full_key)
+            IoCall(SPAWN, _spawn_request(operation, element, config, run_config, timeout_s), full_key)
             for element, full_key in zip(elements, keys, strict=True)
         ]
         answers = self._provider.call_many(calls) if calls else []
@@ -224,7 +229,9 @@ def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> Child
     return ChildResult(answer["child_run_id"], answer["status"], output, answer["final_snapshot_id"], error)
 
 
-def _spawn_request(operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None) -> dict[str, Any]:
+def _spawn_request(
+    operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None, timeout_s: float | None
+) -> dict[str, Any]:
     return SpawnRequest(
         op_id=operation.name,
         op_version=operation.version,
@@ -232,6 +239,7 @@ def _spawn_request(operation: Spawnable, element: Any, config: Any, run_config: 
         input=operation.encode_input(element),
         run_config=run_config or operation.run_config,
         parent_close_policy="cancel",
+        timeout=None if timeout_s is None else Duration.of_seconds(timeout_s),
     ).to_json()
 
 

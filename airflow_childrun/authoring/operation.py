@@ -21,6 +21,7 @@ from airflow_childrun.model.plan import Edge, ExecutionPlan, SideEffects
 from airflow_childrun.model.wire import complaints
 
 MAIN = "main"
+ON_CANCEL = "on_cancel"
 Build = Callable[["Operation", Any], None]
 
 
@@ -49,6 +50,7 @@ class Operation:
         self.run_config = run_config or RunConfig()
         self._build = build
         self.states: dict[str, State] = {}
+        self.clean_up: State | None = None
         self.place = Place.of_caller(build)
         REGISTRY.register(self)
 
@@ -96,6 +98,17 @@ class Operation:
 
         return take if function is None else take(function)
 
+    def on_cancel(self, function: Handler, /) -> Handler:
+        """Make a function the clean-up that runs when a run is asked to end after it has entered a state.
+
+        It is recorded like any state, and may use ``io``, ``ctx``, ``config`` and the input; it does not run when the
+        run fails or completes.
+
+        :raises OperationError: code ``invalid_handler``
+        """
+        self.clean_up = State.of(function, (), (), None, "Pure", None, name=ON_CANCEL)
+        return function
+
     def declare(self, state: State) -> None:
         """Take a state in.
 
@@ -127,7 +140,11 @@ class Operation:
         edges = tuple(
             Edge(prefix + source, prefix + state.name) for state in states.values() for source in state.sources(states)
         )
-        return ExecutionPlan(self.name, self.version, nodes, edges, code_digest=self._code_digest(states))
+        clean_up = None
+        if self.clean_up is not None:
+            clean_up = build_node(self.clean_up, prefix, states, arguments, manifest.op_config)
+        code_digest = self._code_digest(states)
+        return ExecutionPlan(self.name, self.version, nodes, edges, on_cancel=clean_up, code_digest=code_digest)
 
     def _states_for(self, config: Any) -> dict[str, State]:
         if self._build is None:
@@ -250,6 +267,7 @@ class _Draft(Operation):
         self.name, self.version, self.run_config = of.name, of.version, of.run_config
         self._build = None
         self.states = {}
+        self.clean_up = of.clean_up
 
 
 @overload

@@ -153,6 +153,7 @@ class RunIdentity:
     """Who a run is.
 
     :param chain_id: the run at the start of its chain of generations: owner of its slots, tokens and derived keys
+    :param deadline_at: when the run has to have ended, in microseconds UTC; its children, too
     :param airflow: what Airflow said of the topmost run when this one was spawned, or None
     """
 
@@ -161,6 +162,7 @@ class RunIdentity:
     root_run_id: UUID
     depth: int
     airflow: Mapping[str, Any] | None = None
+    deadline_at: int | None = None
 
 
 class IoProvider(Protocol):

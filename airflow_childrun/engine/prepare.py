@@ -80,6 +80,7 @@ class Request:
     snapshot_id: str | None = None
     parent_close_policy: Literal["cancel", "abandon"] | None = None
     airflow: Mapping[str, Any] | None = None
+    deadline_at: int | None = None
 
 
 def check_manifest(manifest: RunManifest, policy: SecretPolicy) -> bytes:
@@ -162,6 +163,7 @@ def _started(request: Request, lineage: Lineage, plan: ExecutionPlan, manifest_i
         generation=lineage.generation,
         continues=lineage.continues,
         parent_close_policy=request.parent_close_policy,
+        deadline_at=request.deadline_at,
         on_cancel=plan.on_cancel is not None,
         airflow=dict(request.airflow) if request.airflow else None,
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from airflow_childrun.errors import OtherIoError
-from airflow_childrun.model.config import V1_REQUIRED, RunConfig
+from airflow_childrun.model.config import V1_REQUIRED, Duration, RunConfig
 from airflow_childrun.model.wire import Wire
 
 SPAWN = "machine.child_run.spawn"
@@ -24,9 +24,10 @@ class SpawnRequest(Wire):
     """``{"kind", "op_id", "op_version", "op_config", "input", "run_config", "initial_context"}``.
 
     :param parent_close_policy: what becomes of the child when its parent fails; absent (V1): ``abandon``
+    :param timeout: after which the child ends as Failed, counted from the spawn; never later than its parent's deadline
     """
 
-    _added = frozenset({"parent_close_policy"})
+    _added = frozenset({"parent_close_policy", "timeout"})
     kind: Literal["child_run_spawn_v1"] = SPAWN_KIND
     op_id: str
     op_version: str
@@ -35,6 +36,7 @@ class SpawnRequest(Wire):
     run_config: RunConfig
     initial_context: Any = None
     parent_close_policy: ClosePolicy | None = None
+    timeout: Duration | None = None
 
 
 class SpawnResponse(Wire):

@@ -199,8 +199,9 @@ class RunDriver:
         return Ender(self._house, journal, around.ring, lambda run_ids: around.wait_all(run_ids, around.hold))
 
     def _identity(self, history: RunHistory) -> RunIdentity:
+        row, start = self._row, history.start
         return RunIdentity(
-            history.run_id, history.chain_id, self._row.root_run_id, self._row.depth, history.start.airflow
+            history.run_id, history.chain_id, row.root_run_id, row.depth, start.airflow, start.deadline_at
         )
 
     def _read_snapshot(self, journal: RunJournal, snapshot_id: str) -> bytes:

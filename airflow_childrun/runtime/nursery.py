@@ -47,6 +47,10 @@ class RunNursery:
         self._own: set[UUID] = set()
         self._own_counted = 0
 
+    def now_us(self) -> int:
+        """Return the store's time."""
+        return self._house.now_us()
+
     def look_up(self, run_ids: Sequence[UUID]) -> None:
         """Read many rows at once."""
         found = self._patiently(lambda: get_many(self._house.store, run_ids))

@@ -39,6 +39,9 @@ class Nursery(Protocol):
     def newest_generation(self, slot_id: UUID) -> RunRow:
         """Return the newest generation of a slot."""
 
+    def now_us(self) -> int:
+        """Return the store's time."""
+
     def hand_over(self, run_id: UUID) -> None:
         """Let the process drive a child from now on."""
 
@@ -209,11 +212,17 @@ class ChildRunTransport:
             initial_context=wanted.request.initial_context,
             parent_close_policy=wanted.request.parent_close_policy or "abandon",
             airflow=self._identity.airflow,
+            deadline_at=self._deadline(wanted.request),
         )
         try:
             return prepare_run(request, lineage, self._resolver, self._policy)
         except ChildRunError as error:
             raise engine_failed(error) from None
+
+    def _deadline(self, request: SpawnRequest) -> int | None:
+        """Return when the child has to have ended: its own timeout, within its parent's deadline."""
+        own = None if request.timeout is None else self._nursery.now_us() + request.timeout.us
+        return min((at for at in (own, self._identity.deadline_at) if at is not None), default=None)
 
     def _adopt(self, existing: RunRow, wanted: Wanted) -> Reply:
         """Take a child that exists already, as a crash of the original engine could leave it."""

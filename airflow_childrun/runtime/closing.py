@@ -1,0 +1,105 @@
+"""Ending runs from outside: requests into inboxes, and the end of runs that nobody owns, leaves first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from airflow_childrun.engine.decide import close_orphan
+from airflow_childrun.engine.inbox import CANCEL, CLOSE, EndRequest, request_body, standing_request
+from airflow_childrun.errors import CorruptionError
+from airflow_childrun.model.events import INBOX_CONSUMED, DomainEvent, Event, RunCompleted, RunStarted
+from airflow_childrun.runtime.histories import load_history
+from airflow_childrun.runtime.house import House
+from airflow_childrun.store.api import Commit, Committed, InboxPost, RunRow, RunStep, Store, TakeLease
+from airflow_childrun.store.codec import decode_event, encode_event
+from airflow_childrun.store.projection import moves_of
+
+
+def close_posts(house: House, run_ids: Iterable[UUID], reason: str, *, grace_us: int = 0) -> list[InboxPost]:
+    """Return the entries that ask runs to end because their parent did."""
+    body = request_body(reason, grace_us)
+    return [InboxPost(run_id, house.entropy.new_id(), CLOSE, body) for run_id in run_ids]
+
+
+def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:
+    """Return those runs that have not ended and whose spawn recorded the policy ``cancel``."""
+    rows = [row for row in store.get_runs(run_ids).values() if not row.is_terminal]
+    return [row for row in rows if _started(store, row).parent_close_policy == "cancel"]
+
+
+def cancel_run(house: House, run_id: UUID, reason: str) -> dict[UUID, str]:
+    """Ask a run and everything below it to end; what nobody owns ends here, leaves first.
+
+    :returns: by run id, ``cancelled`` (it ended now), ``requested`` (its owner will end it), ``already_terminal``
+    """
+    outcome: dict[UUID, str] = {}
+    for row in _leaves_first(house.store, run_id):
+        if row.kind == "task_instance":
+            continue
+        post = InboxPost(row.run_id, house.entropy.new_id(), CANCEL, request_body(reason))
+        posted = house.patience.attempt(lambda: house.store.post([post]))[post.post_id]  # noqa: B023
+        if posted is None:
+            outcome[row.run_id] = "already_terminal"
+        else:
+            outcome[row.run_id] = "cancelled" if end_unowned(house, row.run_id) else "requested"
+    return outcome
+
+
+def end_unowned(house: House, run_id: UUID) -> bool:
+    """End a run that was asked to, if nobody owns it; say whether it has ended.
+
+    Left to the next driver: a run whose operation has an ``on_cancel`` and that had entered a state.
+    """
+    row = house.find_run(run_id)
+    if row is None or row.is_terminal:
+        return row is not None
+    if row.lease_expires_at is not None or needs_clean_up(house.store, row):
+        return False
+    request = standing_request(house.store.read_inbox(run_id))
+    if request is None or request.effective_at > house.now_us():
+        return False
+    step = ending_step(house.store, row, request, TakeLease(None))
+    answer = house.patience.attempt(lambda: house.committer.submit(Commit(house.entropy.new_id(), (step,))))
+    return isinstance(answer, Committed)
+
+
+def needs_clean_up(store: Store, row: RunRow) -> bool:
+    """Whether a run's operation has an ``on_cancel`` that must run before it ends."""
+    return _started(store, row).on_cancel and load_history(store, row.run_id).last_entered is not None
+
+
+def ending_step(store: Store, row: RunRow, request: EndRequest, lease: TakeLease) -> RunStep:
+    """Return the step that ends an unowned run as Cancelled."""
+    history = load_history(store, row.run_id)
+    events: list[Event] = [
+        *close_orphan(history, lapsed=False, limit=0),
+        consumed_event(request),
+        RunCompleted(status="Cancelled", final_snapshot_id=history.checkpoint_id, reason=request.to_json()),
+    ]
+    encoded = tuple(encode_event(event) for event in events)
+    return RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+
+
+def consumed_event(request: EndRequest) -> DomainEvent:
+    """Return the event by which a run deals with its inbox."""
+    payload = {"n": request.n, "kind": request.kind, "reason": request.reason}
+    return DomainEvent(name=INBOX_CONSUMED, payload=payload)
+
+
+def _leaves_first(store: Store, run_id: UUID) -> list[RunRow]:
+    """Return a run and everything below it that has not ended, the deepest first."""
+    top = store.find_run(run_id)
+    found: list[RunRow] = [] if top is None else [top]
+    level: Sequence[RunRow] = found
+    while level:
+        level = [child for row in level for child in store.children_of(row.run_id) if not child.is_terminal]
+        found = [*found, *level]
+    return found[::-1]
+
+
+def _started(store: Store, row: RunRow) -> RunStarted:
+    first = decode_event(store.read_events(row.run_id, 1, 1)[0])
+    if isinstance(first, RunStarted):
+        return first
+    raise CorruptionError(f"the history of run {row.run_id} does not begin with RunStarted", code="stream_broken")

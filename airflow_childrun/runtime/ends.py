@@ -1,0 +1,102 @@
+"""How runs ended, as those are told who awaited them: read for many runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from airflow_childrun.canonical import decode_stored
+from airflow_childrun.model.events import StateEntered, StateFailed
+from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
+from airflow_childrun.store.api import RunRow, Store
+from airflow_childrun.store.codec import decode_events
+
+PAGE = 500
+LAST_EVENTS = 200
+"""How far back the last failure of a failed run is looked for: it stands right before the end."""
+
+
+def ends_of(store: Store, rows: Sequence[RunRow], *, compact: bool) -> dict[UUID, dict[str, Any]]:
+    """Return the await's answer for each terminal run: V1's four fields, or the compact ones; the cause if it failed."""
+    bodies: dict[tuple[UUID, str], bytes] = {}
+    for root in {row.root_run_id for row in rows}:
+        wanted = {id_ for row in rows if row.root_run_id == root for id_ in (row.final_snapshot_id, row.plan_id) if id_}
+        found = read_artifacts(store, root, wanted)
+        bodies |= {(root, id_): body for id_, body in found.items()}
+    outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in {row.plan_id for row in rows}}
+    return {row.run_id: _answer(store, row, bodies, outputs, compact=compact) for row in rows}
+
+
+def end_of(store: Store, row: RunRow, *, compact: bool) -> dict[str, Any]:
+    """Return the await's answer for one terminal run."""
+    return ends_of(store, [row], compact=compact)[row.run_id]
+
+
+def read_artifacts(store: Store, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
+    """Return those artifacts of a tree that exist, some hundred to a query."""
+    found: dict[str, bytes] = {}
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), PAGE):
+        found |= store.get_artifacts(root_run_id, wanted[start : start + PAGE])
+    return found
+
+
+def _output_state(plan: bytes) -> str | None:
+    """Return the context key of a plan's output: the id of its last state."""
+    states = decode_stored(plan)["states"]
+    return str(states[-1]["name"]) if states else None
+
+
+def _answer(
+    store: Store,
+    row: RunRow,
+    bodies: Mapping[tuple[UUID, str], bytes],
+    outputs: Mapping[tuple[UUID, str], str | None],
+    *,
+    compact: bool,
+) -> dict[str, Any]:
+    body = bodies.get((row.root_run_id, row.final_snapshot_id or ""))
+    snapshot = None if body is None else decode_stored(body)
+    status: Any = row.status
+    cause = None if row.status == "Completed" else find_cause(store, row)
+    answer: AwaitResponse | CompactResult
+    if compact:
+        key = outputs.get((row.root_run_id, row.plan_id or ""))
+        done = row.status == "Completed" and isinstance(snapshot, dict) and key is not None
+        answer = CompactResult(
+            child_run_id=str(row.run_id),
+            status=status,
+            final_snapshot_id=row.final_snapshot_id,
+            output=snapshot.get(key) if done and isinstance(snapshot, dict) else None,
+            cause=cause,
+        )
+    else:
+        answer = AwaitResponse(
+            child_run_id=str(row.run_id),
+            status=status,
+            final_snapshot_id=row.final_snapshot_id,
+            final_snapshot=snapshot,
+            cause=cause,
+        )
+    return answer.to_json()
+
+
+def find_cause(store: Store, row: RunRow) -> Cause | None:
+    """Return why a run failed: its last failed attempt, as it was recorded."""
+    attempt: int | None = None
+    cause: Cause | None = None
+    for _, event in decode_events(store.read_events(row.run_id, max(1, row.head.seq - LAST_EVENTS))):
+        if isinstance(event, StateEntered):
+            attempt = event.attempt
+        if isinstance(event, StateFailed) and event.is_real:
+            info = event.error.error
+            cause = Cause(
+                state_id=event.state_id,
+                code=info.code,
+                category=info.category,
+                retryable=info.retryable,
+                message=info.message,
+                attempt=attempt,
+            )
+    return cause

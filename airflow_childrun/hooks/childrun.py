@@ -33,16 +33,15 @@ from airflow_childrun.hooks.results import (
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, read_settings
 from airflow_childrun.hooks.task import HostTask
 from airflow_childrun.model.events import event_to_json
-from airflow_childrun.runtime.host import OnPlanChange
+from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.generations import newest_of
+from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR, OnClear
 from airflow_childrun.runtime.house import House, Limits
-from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.secret_policy import SecretPolicy, standard, strict
 from airflow_childrun.store.api import RunFilter, RunPage, RunRow, Store
 from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.verify import Finding, verify_run
-
 
 LEAVE_WITHIN_S = 3.0
 """Airflow kills a process 5 s after it has called ``on_kill``."""

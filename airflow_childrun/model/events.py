@@ -45,7 +45,8 @@ class RunStarted(Wire):
     """A run exists.
 
     V1: ``op_id, manifest_id, initial_snapshot_id``. Ours adds ``engine`` and, where they apply, the plan's artifact id
-    (its digest), lineage, generation, what closing policy the parent chose, and for host runs ``kind`` and ``airflow``.
+    (its digest), lineage, generation, what closing policy the parent chose, and for host runs ``kind``, ``airflow`` and, after
+    the first generation, ``slot_id``: the first one's id, which no parent tells.
     """
 
     tag: ClassVar[str] = "RunStarted"
@@ -60,6 +61,7 @@ class RunStarted(Wire):
             "root_run_id",
             "depth",
             "generation",
+            "slot_id",
             "continues",
             "parent_close_policy",
             "deadline_at",
@@ -79,6 +81,7 @@ class RunStarted(Wire):
     root_run_id: str | None = None
     depth: int = 0
     generation: int = 1
+    slot_id: str | None = None
     continues: Continues | None = None
     parent_close_policy: Literal["cancel", "abandon"] | None = None
     deadline_at: int | None = None

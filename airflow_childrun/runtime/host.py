@@ -240,6 +240,7 @@ class HostRun:
             op_version="1",
             root_run_id=str(self._root),
             generation=generation,
+            slot_id=str(self._coordinates.run_id()) if generation > 1 else None,
             airflow=self._airflow,
         )
         return started, (manifest, snapshot)

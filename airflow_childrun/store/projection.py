@@ -116,10 +116,16 @@ def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:
         "parent_run_id": UUID(parent.run_id) if parent else None,
         "root_run_id": UUID(first.root_run_id) if first.root_run_id else run_id,
         "depth": first.depth,
-        "slot_id": child_run_id(UUID(parent.slot_owner_id), parent.fact_key) if parent else run_id,
+        "slot_id": _slot_id(run_id, first),
         "generation": first.generation,
         "deadline_at": first.deadline_at,
     }
+
+
+def _slot_id(run_id: UUID, first: RunStarted) -> UUID:
+    if first.parent is not None:
+        return child_run_id(UUID(first.parent.slot_owner_id), first.parent.fact_key)
+    return run_id if first.slot_id is None else UUID(first.slot_id)
 
 
 def columns_of(row: RunRow) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.host.kit import HostLab
 
 @pytest.fixture
 def lab() -> Iterator[HostLab]:
-    """A store in memory, a world, and the tries of tasks."""
+    """Give a store in memory, a world, and the tries of tasks."""
     made = HostLab()
     yield made
     made.close()
@@ -24,12 +24,12 @@ def lab() -> Iterator[HostLab]:
 
 @pytest.fixture
 def sqlite_lab(tmp_path: Path) -> Iterator[HostLab]:
-    """The same on SQLite."""
+    """Give the same on SQLite."""
     url = f"sqlite:///{tmp_path / 'store.db'}"
     upgrade(url)
     made = HostLab()
     store = SqlStore(url)
-    made.store = cast(MemoryStore, store)
+    made.store = cast("MemoryStore", store)
     yield made
     made.close()
     store.close()

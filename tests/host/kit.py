@@ -54,13 +54,13 @@ class AirflowTask:
         return cleared._next(try_number=number + 1, max_tries=number + RETRIES)
 
     def clear_sibling(self) -> AirflowTask:
-        """The DAG run starts again; this task instance is as it was until its own next try."""
+        """Start the DAG run again; this task instance is as it was until its own next try."""
         facts = self.facts
         later = replace(facts, clear_number=facts.clear_number + 1, dag_run_start=facts.dag_run_start + HOUR_US)
         return replace(self, facts=later)
 
     def recreate(self) -> AirflowTask:
-        """The DAG run is deleted and made again under the same run id."""
+        """Delete the DAG run and make it again under the same run id."""
         start = self.facts.dag_run_start + HOUR_US
         return self._next(try_number=1, max_tries=RETRIES, clear_number=0, dag_run_start=start)
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
+from airflow_childrun.errors import NotFoundError
 from airflow_childrun.model.events import StateEntered, StateFailed
 from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
 from airflow_childrun.store.api import RunRow, Store
@@ -18,11 +19,19 @@ LAST_EVENTS = 200
 
 
 def ends_of(store: Store, rows: Sequence[RunRow], *, compact: bool) -> dict[UUID, dict[str, Any]]:
-    """Return the await's answer for each terminal run: V1's four fields, or the compact ones; the cause if it failed."""
+    """Return the await's answer for each terminal run: V1's four fields, or the compact ones; the cause if it failed.
+
+    :raises NotFoundError: code ``artifact_not_found``: no answer may be recorded in place of a missing snapshot
+    """
     bodies: dict[tuple[UUID, str], bytes] = {}
     for root in {row.root_run_id for row in rows}:
         wanted = {id_ for row in rows if row.root_run_id == root for id_ in (row.final_snapshot_id, row.plan_id) if id_}
         found = read_artifacts(store, root, wanted)
+        for row in rows:
+            if row.root_run_id == root and row.final_snapshot_id is not None and row.final_snapshot_id not in found:
+                raise NotFoundError(
+                    f"the final snapshot of run {row.run_id} is missing; run `childrun verify`", code="artifact_not_found"
+                )
         bodies |= {(root, id_): body for id_, body in found.items()}
     outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in {row.plan_id for row in rows}}
     return {row.run_id: _answer(store, row, bodies, outputs, compact=compact) for row in rows}

@@ -100,6 +100,7 @@ _DEMO = Command(
     "demo",
     "Watch a run being killed half way and finish all the same, in a throwaway Airflow.",
     "airflow_childrun.demo.main:run_demo",
+    (_flag("--keep", help="leave the home of that Airflow behind, to be looked at"),),
 )
 _VERIFY = Command(
     "verify",
@@ -111,6 +112,12 @@ _VERIFY = Command(
         *_STORE,
         _JSON,
     ),
+)
+_CANCEL = Command(
+    "cancel",
+    "Ask a run, and everything below it, to end.",
+    "airflow_childrun.cli.cancel:run",
+    (_RUN, _option("--reason", default="childrun cancel", help="stands in its history"), *_STORE, _JSON),
 )
 _RUNS = Group(
     "runs",
@@ -158,5 +165,5 @@ _RUNS = Group(
     ),
 )
 
-COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _VERIFY, _DEMO)
+COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _CANCEL, _VERIFY, _DEMO)
 """All commands, in the order in which one meets them."""

@@ -31,8 +31,11 @@ def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:
 def cancel_run(house: House, run_id: UUID, reason: str) -> dict[UUID, str]:
     """Ask a run and everything below it to end; what nobody owns ends here, leaves first.
 
+    :param reason: stands in the histories
+    :raises SecretsDetectedError: if the reason holds a secret
     :returns: by run id, ``cancelled`` (it ended now), ``requested`` (its owner will end it), ``already_terminal``
     """
+    house.policy.check(reason, "the reason")
     outcome: dict[UUID, str] = {}
     for row in _leaves_first(house.store, run_id):
         if row.kind == "task_instance":

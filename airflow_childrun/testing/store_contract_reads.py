@@ -220,12 +220,12 @@ class ReadContract:
         root, parent, run_id, slot = start(store), new_id(), new_id(), new_id()
         place = AirflowCoordinates("dag", "manual__1", "task", 7)
         fields = {"root": root, "depth": 3, "slot_id": slot, "generation": 4, "op_id": "other", "op_version": "2"}
-        start(store, run_id, parent=parent, deadline_at=99, airflow=place, **fields)
+        start(store, run_id, parent=parent, plan_id="c" * 64, deadline_at=99, airflow=place, **fields)
         row = store.find_run(run_id)
         assert row is not None
         assert (row.parent_run_id, row.root_run_id, row.depth) == (parent, root, 3)
         assert (row.slot_id, row.generation, row.op_id, row.op_version) == (slot, 4, "other", "2")
-        assert (row.manifest_id, row.initial_snapshot_id) == (DIGEST_A, DIGEST_B)
+        assert (row.manifest_id, row.initial_snapshot_id, row.plan_id) == (DIGEST_A, DIGEST_B, "c" * 64)
         assert (row.deadline_at, row.airflow, row.status, row.kind) == (99, place, "Pending", "operation")
         assert row.created_at == row.updated_at == store.read_events(run_id)[0].recorded_at
         assert (row.ended_at, row.wake_at, row.error_code, row.final_snapshot_id) == (None, None, None, None)

@@ -79,6 +79,7 @@ class TestPostgresqlStore(StoreContract):
     def harness(self, postgres_module_url: str) -> Iterator[StoreHarness]:
         # Runs have fresh ids and every filter names its tree: tests may share a database.
         harness = SqlHarness(postgres_module_url, "childrun")
-        harness.ttl_us = 400_000
+        # Real time: short enough to wait for, long enough for a loaded machine.
+        harness.ttl_us = 1_500_000
         yield harness
         harness.close()

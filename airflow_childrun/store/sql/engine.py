@@ -82,14 +82,14 @@ class Database:
 
         :raises StorageError: translated from what the database said
         """
-        return self._twice(lambda: self._run(work, self.dialect.read_options))
+        return twice(lambda: self._run(work, self.dialect.read_options), self.place)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run an idempotent transaction and commit; once more if the connection was stale or somebody was in the way.
 
         :raises StorageError: translated from what the database said
         """
-        return self._twice(lambda: self.transaction(work))
+        return twice(lambda: self.transaction(work), self.place)
 
     def transaction(self, work: Callable[[Connection], T]) -> T:
         """Run a transaction once; ``work`` may commit by itself.
@@ -106,12 +106,6 @@ class Database:
                 self.dialect.commit(connection)
             return result
 
-    def _twice(self, attempt: Callable[[], T]) -> T:
-        try:
-            return attempt()
-        except (SurpriseError, UnavailableError):
-            return settled(attempt, self.place)
-
     def _new_engine(self) -> Engine:
         options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
         options |= {"pool_recycle": POOL_RECYCLE_S}
@@ -119,6 +113,17 @@ class Database:
             engine = create_engine(self.url, **options, **self.dialect.engine_options())
         self.dialect.prepare(engine)
         return engine
+
+
+def twice(attempt: Callable[[], T], place: str) -> T:
+    """Run something idempotent; once more if the connection was stale or somebody was in the way.
+
+    :raises UnavailableError: if the second try fares no better
+    """
+    try:
+        return attempt()
+    except (SurpriseError, UnavailableError):
+        return settled(attempt, place)
 
 
 def settled(attempt: Callable[[], T], place: str) -> T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -14,12 +16,14 @@ from sqlalchemy.schema import CreateSchema
 from airflow_childrun.clock import SystemClock
 from airflow_childrun.errors import SchemaError
 from airflow_childrun.store.sql.dialects.base import StoreDialect
-from airflow_childrun.store.sql.engine import Database, dialect_of, place_of
+from airflow_childrun.store.sql.engine import Database, dialect_of, place_of, twice
 from airflow_childrun.store.sql.errors import MIGRATE, translated
 from airflow_childrun.store.sql.schema import VERSION_TABLE, tables_in
 
 MAJOR = 1
 """Within a major version migrations only add: an older release works on a newer schema."""
+
+T = TypeVar("T")
 
 _REVISION = re.compile(r"v(\d+)_(\d{4})")
 
@@ -41,26 +45,20 @@ def upgrade(target: str | URL | Engine, schema: str | None = None) -> str:
     :raises SchemaError: if the schema is of another major version
     :raises UnavailableError: if the database cannot be reached
     """
-    engine, dialect, own = _engine_of(target)
-    try:
-        with (
-            translated(dialect, place_of(engine.url)),
-            engine.connect().execution_options(**dialect.write_options) as connection,
-            connection.begin(),
-        ):
-            dialect.lock_migrations(connection)
-            if schema is not None and not inspect(connection).has_schema(schema):
-                connection.execute(CreateSchema(schema, if_not_exists=True))
-            version = _version(connection, schema)
-            if version is not None and _number(version) >= _number(newest_version()):
-                return version
-            config = _config()
-            config.attributes.update(connection=connection, schema=schema)
-            command.upgrade(config, "head")
-            return newest_version()
-    finally:
-        if own:
-            engine.dispose()
+
+    def move(connection: Connection, dialect: StoreDialect) -> str:
+        dialect.lock_migrations(connection)
+        if schema is not None and not inspect(connection).has_schema(schema):
+            connection.execute(CreateSchema(schema, if_not_exists=True))
+        version = _version(connection, schema)
+        if version is not None and _number(version) >= _number(newest_version()):
+            return version
+        config = _config()
+        config.attributes.update(connection=connection, schema=schema)
+        command.upgrade(config, "head")
+        return newest_version()
+
+    return _ask(target, move, writes=True)
 
 
 def current_version(target: str | URL | Engine, schema: str | None = None) -> str | None:
@@ -68,13 +66,7 @@ def current_version(target: str | URL | Engine, schema: str | None = None) -> st
 
     :raises UnavailableError: if the database cannot be reached
     """
-    engine, dialect, own = _engine_of(target)
-    try:
-        with translated(dialect, place_of(engine.url)), engine.connect() as connection:
-            return _version(connection, schema)
-    finally:
-        if own:
-            engine.dispose()
+    return _ask(target, lambda connection, _: _version(connection, schema))
 
 
 def check(target: str | URL | Engine, schema: str | None = None) -> str:
@@ -83,15 +75,12 @@ def check(target: str | URL | Engine, schema: str | None = None) -> str:
     :raises SchemaError: if tables are missing, or older than this release, or of another major version
     :raises UnavailableError: if the database cannot be reached
     """
-    engine, dialect, own = _engine_of(target)
-    place = f"{place_of(engine.url)}{f' (schema {schema})' if schema else ''}"
-    try:
-        with translated(dialect, place), engine.connect() as connection:
-            version = _version(connection, schema)
-            present = set(inspect(connection).get_table_names(schema=schema))
-    finally:
-        if own:
-            engine.dispose()
+
+    def look(connection: Connection, _: StoreDialect) -> tuple[str | None, set[str], str]:
+        place = f"{place_of(connection.engine.url)}{f' (schema {schema})' if schema else ''}"
+        return _version(connection, schema), set(inspect(connection).get_table_names(schema=schema)), place
+
+    version, present, place = _ask(target, look)
     wanted = {table.name for table in tables_in(schema).metadata.tables.values()}
     if version is None or not wanted <= present:
         missing = ", ".join(sorted(wanted - present)) or VERSION_TABLE
@@ -129,8 +118,24 @@ def _config() -> Config:
     return config
 
 
-def _engine_of(target: str | URL | Engine) -> tuple[Engine, StoreDialect, bool]:
+def _ask(target: str | URL | Engine, work: Callable[[Connection, StoreDialect], T], *, writes: bool = False) -> T:
+    """Run ``work`` in a transaction, once more if somebody was in the way; an engine of our own is closed afterwards."""
+    own: Database | None = None
     if isinstance(target, Engine):
-        return target, dialect_of(target.url, SystemClock()), False
-    database = Database(target, SystemClock())
-    return database.engine(), database.dialect, True
+        engine, dialect = target, dialect_of(target.url, SystemClock())
+    else:
+        own = Database(target, SystemClock())
+        engine, dialect = own.engine(), own.dialect
+    place = place_of(engine.url)
+
+    def attempt() -> T:
+        with translated(dialect, place), engine.connect() as connection:
+            options = dialect.write_options if writes else {}
+            with connection.execution_options(**options).begin():
+                return work(connection, dialect)
+
+    try:
+        return twice(attempt, place)
+    finally:
+        if own is not None:
+            own.close()

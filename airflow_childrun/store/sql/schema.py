@@ -54,7 +54,7 @@ def _run(metadata: MetaData) -> Table:
         Column("op_version", Text, nullable=False),
         Column("manifest_id", HexBytes, nullable=False),
         Column("initial_snapshot_id", HexBytes, nullable=False),
-    Column("plan_id", HexBytes),
+        Column("plan_id", HexBytes),
         Column("status", String(16), nullable=False),
         Column("head_seq", BigInteger, nullable=False),
         Column("head_hash", HexBytes, nullable=False),

@@ -83,8 +83,14 @@ class SqliteDialect(StoreDialect):
         # The driver shall begin no transactions by itself: it would begin them without the write lock.
         connection.isolation_level = None
         connection.create_function("childrun_now_us", 0, self._clock.now_us)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}").close()
+        connection.execute("PRAGMA synchronous=FULL").close()
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            # The mode stays in the file. While somebody else writes for the first time, SQLite refuses without waiting;
+            # this connection then works in whatever mode the file has.
+            if self.fault(error) != "surprise":
+                raise
 
 
 def _on_begin(connection: Connection) -> None:

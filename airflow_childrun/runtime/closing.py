@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from airflow_childrun.engine.decide import close_orphan
-from airflow_childrun.engine.inbox import CANCEL, CLOSE, EndRequest, request_body, standing_request
+from airflow_childrun.engine.inbox import CANCEL, CLOSE, WITHDRAW, EndRequest, request_body, standing_request
 from airflow_childrun.errors import CorruptionError
 from airflow_childrun.model.events import INBOX_CONSUMED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.runtime.histories import load_history
@@ -20,6 +20,15 @@ def close_posts(house: House, run_ids: Iterable[UUID], reason: str, *, grace_us:
     """Return the entries that ask runs to end because their parent did."""
     body = request_body(reason, grace_us)
     return [InboxPost(run_id, house.entropy.new_id(), CLOSE, body) for run_id in run_ids]
+
+
+def withdraw_posts(house: House, rows: Iterable[RunRow]) -> list[InboxPost]:
+    """Return the entries that take closes back, for those runs that anything was posted to."""
+    return [
+        InboxPost(row.run_id, house.entropy.new_id(), WITHDRAW, b"{}")
+        for row in rows
+        if not row.is_terminal and row.head.inbox_seq > 0
+    ]
 
 
 def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:

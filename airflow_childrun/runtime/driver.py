@@ -17,7 +17,7 @@ from airflow_childrun.errors import DeadlineInterrupt
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
-from airflow_childrun.runtime.closing import consumed_event
+from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
 from airflow_childrun.runtime.histories import check_drift, load_history, read_manifest
 from airflow_childrun.runtime.house import House
@@ -94,14 +94,20 @@ class RunDriver:
         return journal
 
     def _hand_over_children(self, history: RunHistory) -> None:
-        """After a crash, a recorded spawn whose child is not terminal is driven again."""
+        """After a crash, a recorded spawn whose child is not terminal is driven again.
+
+        A generation that begins withdraws what the run which it continues asked of its children.
+        """
         if not history.children:
             return
         ids = [child.child_run_id for child in history.children]
         rows = self._house.patience.attempt(lambda: self._house.store.get_runs(ids))
-        for row in rows.values():
-            if not row.is_terminal:
-                self._around.hand_over(row.run_id)
+        going = [row for row in rows.values() if not row.is_terminal]
+        if history.segment > 0 and not history.last_attempt:
+            posts = withdraw_posts(self._house, going)
+            self._house.patience.attempt(lambda: self._house.store.post(posts))
+        for row in going:
+            self._around.hand_over(row.run_id)
 
     def _was_waiting(self, history: RunHistory) -> bool:
         """Whether the last owner only waited: for a time, or for a child that has not ended."""

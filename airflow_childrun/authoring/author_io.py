@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
@@ -202,6 +203,16 @@ class Io:
         number = self._counts[name]
         self._counts[name] += 1
         return f"{self._state}/{name}#{number}"
+
+
+@contextmanager
+def in_element(index: int, where: str) -> Iterator[None]:
+    """Say in an input's error which of many elements it is about."""
+    try:
+        yield
+    except InputError as error:
+        info = error.info
+        raise InputError(f"element {index} of {where}: {info.message}", code=info.code, details=info.details) from None
 
 
 def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import TypeAliasType
 
 from airflow_childrun.canonical import canonical_json_bytes, json_path
 from airflow_childrun.errors import CanonicalError, InputError
 from airflow_childrun.model.wire import complaints
 
-_CONFIG = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
+BYTES_AS_BASE64 = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -29,21 +31,47 @@ def encode(value: Any, where: str) -> Any:
 
 
 def _encode(value: Any, where: str, trail: list[str | int]) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
+    if type(value) in _PLAIN:
         return value
-    if kind is dict:
-        return {_key(key, where, trail): _encode(item, where, [*trail, str(key)]) for key, item in value.items()}
-    if kind in (list, tuple):
+    if isinstance(value, dict):
+        return _encode_object(value, where, trail)
+    if isinstance(value, list | tuple):
         return [_encode(item, where, [*trail, index]) for index, item in enumerate(value)]
-    if kind in (set, frozenset):
+    if isinstance(value, set | frozenset):
         return sorted((_encode(item, where, [*trail, "*"]) for item in value), key=canonical_json_bytes)
-    if kind in (bytes, bytearray):
+    if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode("ascii")
+    if _is_plain_dataclass(type(value)):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _encode_object(fields, where, trail)
+    if isinstance(value, Iterator):
+        # Looking at it would use it up.
+        raise _refused(value, where, trail)
     try:
         return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
     except (PydanticSerializationError, PydanticUserError, TypeError, ValueError):
         raise _refused(value, where, trail) from None
+
+
+def _encode_object(value: Mapping[Any, Any], where: str, trail: list[str | int]) -> dict[str, Any]:
+    encoded: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _key(key, where, trail)
+        if name in encoded:
+            raise InputError(
+                f"{where} has two keys at {json_path(trail)} that are both {name!r} in JSON; give one of them another "
+                "name",
+                code="value_not_encodable",
+                details={"path": json_path(trail)},
+            )
+        encoded[name] = _encode(item, where, [*trail, name])
+    return encoded
+
+
+def _is_plain_dataclass(kind: type) -> bool:
+    """Whether a class is a dataclass of the standard library, whose JSON form is ours to choose; pydantic's choose theirs."""
+    has_own_form = hasattr(kind, "__pydantic_config__") or hasattr(kind, "__pydantic_validator__")
+    return dataclasses.is_dataclass(kind) and not has_own_form
 
 
 def _key(key: Any, where: str, trail: list[str | int]) -> str:
@@ -57,9 +85,16 @@ def _key(key: Any, where: str, trail: list[str | int]) -> str:
 
 def _refused(value: Any, where: str, trail: list[str | int]) -> InputError:
     path = json_path(trail)
+    advice = "return plain data, a dataclass or a pydantic model, or keep it out of the result"
+    if isinstance(value, Iterator):
+        advice = "make a list of it first"
+    elif isinstance(value, BaseModel):
+        advice = (
+            "its own serializer refuses it; if it holds bytes, give it "
+            'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
+        )
     return InputError(
-        f"{where} holds a {type(value).__name__} at {path}, which cannot be recorded; return plain data, a dataclass or a "
-        "pydantic model, or keep it out of the result",
+        f"{where} holds a {type(value).__name__} at {path}, which cannot be recorded; {advice}",
         code="value_not_encodable",
         details={"path": path},
     )
@@ -68,7 +103,9 @@ def _refused(value: Any, where: str, trail: list[str | int]) -> InputError:
 @lru_cache(maxsize=1024)
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint, config=_CONFIG)
+        # The alias lets a dataclass take our form of bytes; a model with a form of its own keeps that.
+        alias: Any = TypeAliasType("_Hinted", hint)
+        return TypeAdapter(alias, config=BYTES_AS_BASE64)
     except PydanticUserError:
         return TypeAdapter(hint)
 
@@ -78,18 +115,24 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
     try:
         return _adapter(hint)
     except TypeError:
-        return TypeAdapter(hint)
+        return _adapter.__wrapped__(hint)
 
 
 def decode(value: Any, hint: Any, where: str) -> Any:
     """Return recorded JSON as the type that the hint names.
 
-    :raises InputError: code ``input_invalid``, naming ``where``, the place and what is wrong with it
+    :raises InputError: codes ``input_invalid``, naming ``where``, the place and what is wrong with it; ``hint_unusable``
     """
     if hint is Any or hint is inspect.Parameter.empty or hint is None:
         return value
     try:
         return adapter(hint).validate_json(canonical_json_bytes(value))
+    except PydanticUserError:
+        raise InputError(
+            f"{where} has the type hint {_name(hint)}, by which nothing can be checked: use plain types, dataclasses or "
+            "pydantic models",
+            code="hint_unusable",
+        ) from None
     except ValidationError as error:
         raise InputError(f"{where} does not fit {_name(hint)}: {complaints(error)}") from None
     except CanonicalError as error:
@@ -97,12 +140,24 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 
 
 def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the type hints of a function; what cannot be resolved counts as unhinted."""
+    """Return the type hints of a function; each that cannot be resolved counts as absent."""
     try:
         return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):
-        return {}
+        return _hints_one_by_one(function)
+
+
+def _hints_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
+    """Resolve what can be: one name imported for type checkers alone must not take the others with it."""
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        holder = type("_Holder", (), {"__annotations__": {name: annotation}})
+        try:
+            found |= get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)
+        except (NameError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def _name(hint: Any) -> str:
-    return getattr(hint, "__name__", None) or str(hint)
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

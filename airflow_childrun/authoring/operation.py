@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any, Self, overload
 
-from pydantic import TypeAdapter, ValidationError, create_model
+from pydantic import ValidationError
 
 from airflow_childrun.authoring.encoder import adapter, decode, encode
 from airflow_childrun.authoring.registry import REGISTRY, Place
@@ -92,7 +94,7 @@ class Operation:
         policy = RetryPolicy(max_attempts=retry + 1) if isinstance(retry, int) else retry
 
         def take(handler: Handler) -> Handler:
-            state = State.of(handler, tuple(after), tuple(tags), policy, side_effects, idempotency)
+            state = State.of(handler, _names(after), _names(tags), policy, side_effects, idempotency)
             self.declare(state)
             return handler
 
@@ -134,15 +136,22 @@ class Operation:
         """
         states = self._states_for(manifest.op_config)
         fields = self.input_fields(states)
-        arguments = self._arguments(manifest.input, fields)
+        self._arguments(manifest.input, fields)
         prefix = f"{self.name}.{MAIN_STEP}."
-        nodes = tuple(build_node(state, prefix, states, arguments, manifest.op_config) for state in states.values())
+
+        def read_arguments() -> dict[str, Any]:
+            return self._arguments(manifest.input, fields)
+
+        def read_config() -> Any:
+            return deepcopy(manifest.op_config)
+
+        nodes = tuple(build_node(state, prefix, states, read_arguments, read_config) for state in states.values())
         edges = tuple(
             Edge(prefix + source, prefix + state.name) for state in states.values() for source in state.sources(states)
         )
         clean_up = None
         if self.clean_up is not None:
-            clean_up = build_node(self.clean_up, prefix, states, arguments, manifest.op_config)
+            clean_up = build_node(self.clean_up, prefix, states, read_arguments, read_config)
         code_digest = self._code_digest(states)
         return ExecutionPlan(self.name, self.version, nodes, edges, on_cancel=clean_up, code_digest=code_digest)
 
@@ -182,7 +191,9 @@ class Operation:
         if len(fields) == 1:
             ((name, parameter),) = fields.items()
             if value is None and parameter.default is not inspect.Parameter.empty:
-                return {name: parameter.default}
+                return {name: deepcopy(parameter.default)}
+            if parameter.annotation in (Any, inspect.Parameter.empty):
+                return {name: deepcopy(value)}
             return {name: decode(value, parameter.annotation, f"{where}, field {name!r},")}
         if not isinstance(value, dict):
             raise InputError(
@@ -193,29 +204,23 @@ class Operation:
         if unknown:
             raise InputError(f"{where}: it has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
         try:
-            model = self._input_model(fields).model_validate_json(canonical_json_bytes(value))
+            found = adapter(self._input_class(fields)).validate_json(canonical_json_bytes(value))
         except ValidationError as error:
             raise InputError(f"{where} does not fit: {complaints(error)}") from None
-        return {name: getattr(model, name) for name in fields}
+        return {name: getattr(found, name) for name in fields}
 
-    def _input_model(self, fields: dict[str, inspect.Parameter]) -> Any:
-        definitions: dict[str, Any] = {
-            name: (
-                Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation,
-                ... if parameter.default is inspect.Parameter.empty else parameter.default,
-            )
-            for name, parameter in fields.items()
-        }
-        return create_model(f"{self.name}_input", **definitions)
+    def _input_class(self, fields: dict[str, inspect.Parameter]) -> type:
+        """Make a dataclass of the fields: no name that a parameter may have means anything to it."""
+        made = [(name, _hint_of(parameter), _field_of(parameter)) for name, parameter in fields.items()]
+        return dataclasses.make_dataclass(f"{self.name}_input", made, kw_only=True)
 
     def input_schema(self) -> dict[str, Any]:
         """Return the JSON schema of the input: what a DAG's ``params`` and the form in the UI are made of."""
         fields = self.input_fields()
         if len(fields) == 1:
             (parameter,) = fields.values()
-            hint = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-            return adapter(hint).json_schema()
-        return TypeAdapter(self._input_model(fields)).json_schema()
+            return adapter(_hint_of(parameter)).json_schema()
+        return adapter(self._input_class(fields)).json_schema()
 
     def decode_output(self, value: Any) -> Any:
         """Return a recorded output as the type that the last state's return hint names."""
@@ -228,7 +233,7 @@ class Operation:
         plan = ExecutionPlan(
             self.name,
             self.version,
-            tuple(build_node(state, "", self.states, {}, None) for state in self.states.values()),
+            tuple(build_node(state, "", self.states, dict, dict) for state in self.states.values()),
             tuple(Edge(s, state.name) for state in self.states.values() for s in state.sources(self.states)),
         )
         return self.states[plan.order[-1].id]
@@ -310,6 +315,23 @@ def operation(
         return made
 
     return make if function is None else make(function)
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    """Return names; a single one may be given as it is."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _hint_of(parameter: inspect.Parameter) -> Any:
+    return Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+
+
+def _field_of(parameter: inspect.Parameter) -> Any:
+    if parameter.default is inspect.Parameter.empty:
+        return dataclasses.field()
+    if type(parameter.default).__hash__ is not None:
+        return dataclasses.field(default=parameter.default)
+    return dataclasses.field(default_factory=lambda: deepcopy(parameter.default))
 
 
 def code_of(function: Callable[..., Any]) -> str:

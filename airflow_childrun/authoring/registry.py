@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from airflow_childrun.errors import OperationError
@@ -16,20 +16,21 @@ from airflow_childrun.model.plan import ExecutionPlan
 class Place:
     """Where an operation was defined.
 
-    :param module: identity of the module's execution: the same file read again is another one
+    :param module: the globals of the module's execution: the same file read again has others. Kept alive here, since what
+        has ended may give its identity to a newcomer
     """
 
     file: str
     line: int
-    module: int
+    module: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_function(cls, function: Callable[..., Any]) -> Self:
         """Return where a function was defined."""
         code = getattr(function, "__code__", None)
         if code is None:
-            return cls("<unknown>", 0, 0)
-        return cls(code.co_filename, code.co_firstlineno, id(getattr(function, "__globals__", None)))
+            return cls("<unknown>", 0)
+        return cls(code.co_filename, code.co_firstlineno, getattr(function, "__globals__", None))
 
     @classmethod
     def of_caller(cls, build: Callable[..., Any] | None) -> Self:
@@ -40,8 +41,8 @@ class Place:
         while frame is not None and frame.f_globals.get("__name__", "").startswith("airflow_childrun.authoring"):
             frame = frame.f_back
         if frame is None:
-            return cls("<unknown>", 0, 0)
-        return cls(frame.f_code.co_filename, frame.f_lineno, id(frame.f_globals))
+            return cls("<unknown>", 0)
+        return cls(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -71,7 +72,7 @@ class Registry:
         """Take an operation in; the same file read again replaces what it defined before."""
         places = self._known.setdefault((made.name, made.version), {})
         before = places.get(made.place.file)
-        if before is not None and before is not made and before.place.module == made.place.module:
+        if before is not None and before is not made and before.place.module is made.place.module:
             raise OperationError(
                 f"operation {made.name!r} version {made.version!r} is defined twice: at {before.place} and at "
                 f"{made.place}; give one of them another name or version",

@@ -18,6 +18,7 @@ from airflow_childrun.model.plan import SideEffects, StateMeta, StateNode
 
 Handler = Callable[..., Any]
 RESERVED = frozenset({"io", "ctx", "config"})
+_NO_PLAIN_DEF = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class State:
         own_name = name or str(getattr(function, "__name__", ""))
         if not is_op_id(own_name) or own_name in RESERVED:
             raise OperationError(f"{own_name!r} is no name for a state: use lower-case letters, digits and underscores")
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        if any(is_kind(function) for is_kind in _NO_PLAIN_DEF):
             raise OperationError(
                 f"{own_name!r} must be a plain def; for concurrency spawn children or use io.map",
                 code="invalid_handler",
@@ -69,7 +70,12 @@ class State:
                     f"{own_name!r} has the parameter {key!r}; a handler's parameters are filled by name",
                     code="invalid_handler",
                 )
-            parameters[key] = parameter.replace(annotation=hints.get(key, parameter.annotation))
+            if key == own_name:
+                raise OperationError(
+                    f"the state {own_name!r} has a parameter of its own name, which would be its own result; rename one",
+                    code="invalid_handler",
+                )
+            parameters[key] = parameter.replace(annotation=hints.get(key, inspect.Parameter.empty))
         returns = hints.get("return", Any)
         return cls(own_name, function, parameters, returns, after, tags, retry, side_effects, idempotency)
 
@@ -89,17 +95,23 @@ class State:
 
 
 def build_node(
-    state: State, prefix: str, states: Mapping[str, State], arguments: Mapping[str, Any], config: Any
+    state: State,
+    prefix: str,
+    states: Mapping[str, State],
+    read_arguments: Callable[[], Mapping[str, Any]],
+    read_config: Callable[[], Any],
 ) -> StateNode:
     """Return the node of a plan that runs a state's function.
 
     :param prefix: ``<operation>.main.``: of state ids and of context keys
-    :param arguments: the run's input by parameter
+    :param read_arguments: returns the run's input by parameter, fresh each time: a handler may change what it is given
+    :param read_config: returns the run's config, fresh each time
     """
 
     def handle(context: Context, provider: IoProvider, recorder: Recorder) -> None:
         own = NamespacedContext(context, prefix)
         io = Io(provider, recorder, state.name, provider.airflow)
+        arguments = read_arguments()
         given: dict[str, Any] = {}
         for key in state.parameters:
             if key == "io":
@@ -107,14 +119,14 @@ def build_node(
             elif key == "ctx":
                 given[key] = own
             elif key == "config":
-                given[key] = config
+                given[key] = read_config()
             elif key in states:
                 given[key] = decode(own.read(key), states[key].returns, f"the result of state {key!r}")
             elif key in arguments:
                 given[key] = arguments[key]
         result = state.function(**given)
-        if inspect.isawaitable(result) or inspect.isgenerator(result):
-            raise StateError(f"{state.name} returned {type(result).__name__}: a handler is a plain def")
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise StateError(f"{state.name} returned a {type(result).__name__}: a handler is a plain def")
         own.write(state.name, encode(result, f"what {state.name!r} returned"))
 
     meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry)

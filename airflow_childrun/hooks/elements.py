@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_childrun.authoring.author_io import name_element
+from airflow_childrun.authoring.author_io import in_element, name_element
 from airflow_childrun.authoring.encoder import encode
 from airflow_childrun.authoring.handles import Spawnable
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.prepare import check_context
-from airflow_childrun.errors import ContextError, InputError
+from airflow_childrun.errors import ContextError, InputError, InvalidIdError
+from airflow_childrun.ids import key_digest
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest, manifest_id
 from airflow_childrun.runtime.host_tree import WantedChild
@@ -45,7 +46,8 @@ def check_inputs(inputs: Any) -> list[Any]:
     """
     if isinstance(inputs, str | bytes):
         raise InputError(
-            "inputs is text, which would make one child per letter: give a list, or input= for one child",
+            "inputs is text, which would make one child per letter: give a list, or input= for one child. A template "
+            "gives text too: pass the output of the task that makes the list, as in inputs=customers.output",
             code="inputs_not_a_list",
         )
     if isinstance(inputs, Mapping):
@@ -65,11 +67,13 @@ def check_inputs(inputs: Any) -> list[Any]:
 def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild]:
     """Return the children that an order asks for, in its order.
 
-    :raises InputError: codes ``child_key_required``, ``child_key_duplicate``, ``child_key_missing``, ``input_invalid``
+    :raises InputError: codes ``child_key_required``, ``child_key_duplicate``, ``child_key_missing``,
+        ``child_key_invalid``, ``input_invalid``
     :raises ContextError: what is wrong with the initial context
     """
-    encoded = [order.operation.encode_input(element) for element in order.elements]
+    encoded = _encoded(order)
     keys = _keys(order, encoded)
+    _check_keys(keys, policy)
     config = encode(order.op_config, f"the config of {order.operation.name}")
     context = encode(order.initial_context, "initial_context")
     snapshot_id = hashlib.sha256(_context_bytes(context, policy)).hexdigest()
@@ -81,6 +85,32 @@ def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild
         )
         wanted.append(WantedChild(key, manifest, manifest_id(manifest), context, snapshot_id))
     return wanted
+
+
+def _encoded(order: SpawnOrder) -> list[Any]:
+    if order.single:
+        return [order.operation.encode_input(element) for element in order.elements]
+    encoded = []
+    for index, element in enumerate(order.elements):
+        with in_element(index, "inputs"):
+            encoded.append(order.operation.encode_input(element))
+    return encoded
+
+
+def _check_keys(keys: Sequence[str], policy: SecretPolicy) -> None:
+    """Refuse names that cannot be stored, before anything is."""
+    for index, key in enumerate(keys):
+        if policy.is_secret_text(key):
+            raise InputError(
+                f"the child_key of element {index} looks like a secret, and keys are stored: name it otherwise",
+                code="child_key_invalid",
+            )
+        try:
+            key_digest(key)
+        except InvalidIdError as error:
+            raise InputError(
+                f"the child_key of element {index} cannot be stored: {error.info.message}", code="child_key_invalid"
+            ) from None
 
 
 def _context_bytes(context: Any, policy: SecretPolicy) -> bytes:

@@ -44,8 +44,10 @@ def compare_anew(scenario: Scenario, ours: Performance, explained: Explained) ->
     else:
         if ours.crashed is not None:
             at_crash = Side(ours.crashed, ours.side().bodies)
-            found += [f"at the crash, {line}" for line in comparison.streams(recorded(scenario, "at_crash"), at_crash)]
-        found += comparison.streams(recorded(scenario), ours.side()) + comparison.calls(calls)
+            found += [
+                f"at the crash, {line}" for line in compare_streams(recorded(scenario, "at_crash"), at_crash, explained)
+            ]
+        found += compare_streams(recorded(scenario), ours.side(), explained) + comparison.calls(calls)
     found += comparison.replays() + comparison.artifacts(found)
     rules.check_linkage(ours.side(), {}, explained)
     return comparison.named("anew", found)
@@ -55,10 +57,22 @@ def compare_imported(scenario: Scenario, ours: Performance, explained: Explained
     """Compare the original's history, resumed by ours, with what the original made of it."""
     comparison = Comparison(scenario, ours, explained)
     calls = scenario["world_calls"]
-    found = comparison.outcomes() + comparison.streams(recorded(scenario), ours.side())
+    found = comparison.outcomes() + compare_streams(recorded(scenario), ours.side(), explained)
     found += comparison.calls(calls[calls.index(RESUME) :]) + comparison.replays(imported=True)
     rules.check_linkage(ours.side(), recorded(scenario, "at_crash").streams, explained)
     return comparison.named("imported", found)
+
+
+def compare_streams(before: Side, after: Side, explained: Explained) -> list[str]:
+    """Compare every stream, and the contexts at their ends."""
+    found: list[str] = []
+    for run_id in dict.fromkeys([*before.streams, *after.streams]):
+        old = before.lines(run_id)
+        new = rules.without_regained_linkage(old, after.lines(run_id), before.bodies, explained)
+        new = rules.without_extra_attempts(old, new, before, explained)
+        found += [f"{run_id} {line}" for line in _diff(old, new)]
+        found += [f"{run_id} {line}" for line in _contexts(old, new, before.bodies, after.bodies)]
+    return found
 
 
 class Comparison:
@@ -80,20 +94,9 @@ class Comparison:
         """Compare ``start``, ``resume`` and ``resume_again``."""
         found: list[str] = []
         for name, got in self._ours.outcomes.items():
-            wanted = _outcome(self._scenario.get(name))
-            if wanted != _outcome(got):
-                found.append(f"{name}: {wanted} -> {_outcome(got)}")
-        return found
-
-    def streams(self, before: Side, after: Side) -> list[str]:
-        """Compare every stream, and the contexts at their ends."""
-        found: list[str] = []
-        for run_id in dict.fromkeys([*before.streams, *after.streams]):
-            old = before.lines(run_id)
-            new = rules.without_regained_linkage(old, after.lines(run_id), before.bodies, self._explained)
-            new = rules.without_extra_attempts(old, new, before, self._explained)
-            found += [f"{run_id} {line}" for line in _diff(old, new)]
-            found += [f"{run_id} {line}" for line in _contexts(old, new, before.bodies, after.bodies)]
+            wanted = outcome_text(self._scenario.get(name))
+            if wanted != outcome_text(got):
+                found.append(f"{name}: {wanted} -> {outcome_text(got)}")
         return found
 
     def beginnings(self, crashed: Side) -> list[str]:
@@ -189,17 +192,22 @@ def _contexts(before: Sequence[Line], after: Sequence[Line], old_bodies: Bodies,
 
 def _last_context(lines: Sequence[Line], bodies: Bodies) -> Mapping[str, Any]:
     snapshot_id = next((line[2] for line in reversed(lines) if line[0] == "StateCompleted"), None)
-    found: Mapping[str, Any] = json.loads(bodies[snapshot_id]) if snapshot_id in bodies else {}
+    found: Mapping[str, Any] = json.loads(bodies.get(str(snapshot_id), b"{}"))
     return found
 
 
-def _outcome(value: Any) -> str:
+def outcome_text(value: Any) -> str:
     """Write an outcome: what is compared of an error is variant, code, category and whether it may be retried."""
     if value is None:
         return "not made"
     if "ok" in value:
         return f"{value['ok']['phase']} of {value['ok']['run_id']} at {value['ok']['final_snapshot_id']}"
-    names, info = [], value["error"]
+    return error_text(value["error"])
+
+
+def error_text(info: Any) -> str:
+    """Write an error by variant, code, category and whether it may be retried."""
+    names = []
     while "code" not in info:
         ((name, info),) = info.items()
         names.append(name)

@@ -43,8 +43,10 @@ class Performance:
 
 
 def perform_anew(scenario: Scenario, backend: Backend) -> Performance:
-    """Run the script from the start, under the recorded run id; crash and resume our own history where a handler's
-    end is the place of the crash, and resume a run that has ended where the recording does.
+    """Run the script from the start, under the recorded run id.
+
+    Where a handler's end is the place of the crash, our own history crashes there and is resumed; a run that has ended is
+    resumed where the recording does.
     """
     given, run_id, done = scenario["given"], topmost(scenario), Performance()
     with closing(_stage(scenario, backend, World())) as stage:

@@ -140,26 +140,27 @@ def _payload_id(payload_id: str, bodies: Bodies) -> str:
 
 
 def check_recording(scenario: Scenario) -> list[str]:
-    """Say where a recording contradicts itself: every id in it must be that of something in it, every end the last state."""
-    end = recorded(scenario)
-    found = [
-        f"artifact {key} has other bytes than its id says"
-        for key, body in end.bodies.items()
-        if artifact_id(body) != key
-    ]
-    for name in ("at_crash", "runs"):
-        side = recorded(scenario, name)
-        for run in scenario.get(name, ()):
-            found += _check_envelopes(run, side)
-            found += _check_checkpoints(run["run_id"], side)
-    found += _check_outcome(scenario, end)
+    """Say where a scenario contradicts itself: its streams, its last outcome, who called the world."""
+    found = [*check_streams(scenario), *_check_outcome(scenario, recorded(scenario))]
     known = {run["run_id"] for run in scenario["runs"]}
     found += [
-        f"a call came from {call['run_id']}, which is no run"
+        f"the recording: a call came from {call['run_id']}, which is no run"
         for call in scenario["world_calls"]
         if isinstance(call, dict) and call["run_id"] not in known
     ]
-    return [f"the recording: {line}" for line in found]
+    return found
+
+
+def check_streams(case: Mapping[str, Any]) -> Iterator[str]:
+    """Say where streams and artifacts contradict themselves: ids name what is there, ends are checkpoints."""
+    for key, body in recorded(case).bodies.items():
+        if artifact_id(body) != key:
+            yield f"the recording: artifact {key} has other bytes than its id says"
+    for name in ("at_crash", "runs"):
+        side = recorded(case, name)
+        for run in case.get(name, ()):
+            for line in (*_check_envelopes(run, side), *_check_checkpoints(run["run_id"], side)):
+                yield f"the recording: {line}"
 
 
 def _check_envelopes(run: Any, side: Side) -> Iterator[str]:
@@ -193,7 +194,7 @@ def _check_checkpoints(run_id: str, side: Side) -> Iterator[str]:
 
 
 def _check_outcome(scenario: Scenario, end: Side) -> Iterator[str]:
-    """The last outcome must be what the topmost stream says."""
+    """Check that the last outcome is what the topmost stream says."""
     name = next(name for name in ("resume_again", "resume", "start") if name in scenario)
     outcome = scenario[name].get("ok")
     if outcome is None:
@@ -201,7 +202,7 @@ def _check_outcome(scenario: Scenario, end: Side) -> Iterator[str]:
     lines = end.lines(str(topmost(scenario)))
     said = (outcome["run_id"], outcome["phase"], outcome["final_snapshot_id"])
     if said != (str(topmost(scenario)), phase_of(lines), checkpoint_of(lines)):
-        yield f"{name} is not how the run ended"
+        yield f"the recording: {name} is not how the run ended"
 
 
 def phase_of(lines: Sequence[Line]) -> str:

@@ -17,6 +17,7 @@ LINKAGE_COMPLETE = "row 16: linkage that the original lost, or never wrote, is t
 ONE_ATTEMPT_MORE = "row 3: a crashed attempt does not count as one of max_attempts"
 NOT_ASKED_AGAIN = "caught IO errors: recorded, so not asked again"
 CAUSE_TOLD = "row 18: an await tells why the child failed"
+REFUSED_LEAVES_NOTHING = "row 31: what is refused leaves nothing behind"
 SECRET_KEY_FIRST = "a secret fact key is refused before the call"
 V1_CAUGHT_AN_ERROR = "caught IO errors: a V1 history did not record one, so its replay stops there"
 
@@ -52,7 +53,7 @@ def without_regained_linkage(
 
 
 def check_linkage(ours: Side, crashed: Mapping[str, Sequence[Any]], explained: Explained) -> None:
-    """Every spawn and await fact of ours has its linkage event, and so has every V1 fact of an attempt that crashed."""
+    """Check that every spawn and await fact of ours has its linkage event, and every V1 fact of an attempt that crashed."""
     for run_id, events in ours.streams.items():
         old = crashed.get(run_id, ())
         facts = [*_orphaned(old), *facts_of(events[len(old) :])]
@@ -73,7 +74,7 @@ def _orphaned(events: Sequence[Any]) -> Iterator[Any]:
 
 
 def check_causes(ours: Side, explained: Explained) -> None:
-    """An await of ours tells why the child did not complete: by its last failed state."""
+    """Check that an await of ours tells why the child did not complete: by its last failed state."""
     for run_id, events in ours.streams.items():
         for fact in facts_of(events):
             answer = value_of(fact["payload_id"], ours.bodies)

@@ -112,7 +112,8 @@ class Stage:
     def __init__(self, store: Store, world: World, times_ms: list[int], randoms: list[bytes]) -> None:
         self.store = store
         self.world = world
-        self._sources = {"times_ms": times_ms, "randoms": randoms}
+        self._times_ms = times_ms
+        self._randoms = randoms
         self._engines: list[ExecutionEngine] = []
 
     def new_engine(self) -> ExecutionEngine:
@@ -124,7 +125,8 @@ class Stage:
             TransportRegistry([self.world.transport()]),
             owner=Owner("golden", key="golden", incarnation=len(self._engines)),
             observer=SilentObserver(),
-            **self._sources,
+            times_ms=self._times_ms,
+            randoms=self._randoms,
         )
         # A process that opens its session before it looks takes over at once.
         house.keeper.session_id()

@@ -251,6 +251,16 @@ ROWS: tuple[Row, ...] = (
         },
     ),
     Row(
+        "row 14: the initial context is part of what a child is",
+        original="not noticed",
+        ours="conflict",
+        scenarios={
+            "spawned again with another initial context: the original does not see it": r"""
+                answer 2: ok {"child_manifest_id":"*","child_run_id":"parent/k","parent_run_id":"parent"} -> Other child_run_conflict (Unknown)
+            """,
+        },
+    ),
+    Row(
         "row 18: the outcome of a child",
         original="task_failed",
         ours="its real outcome (a float is one)",

@@ -23,7 +23,7 @@ class World:
     def __init__(self, counters: Mapping[str, int] | None = None) -> None:
         self._lock = threading.Lock()
         self._counters = Counter(counters or {})
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[Any] = []
 
     def transport(self) -> FunctionTransport:
         """Return the transport that leads here."""

@@ -209,8 +209,8 @@ class Committed:
     """The commit happened, now or when it was submitted before.
 
     :param recorded_at: the store's time that stands on its events
-    :param heads: by run id, for each step
-    :param rejected_posts: ids of posts that came too late, their run being terminal
+    :param heads: by run id, for each step; of a repeated commit the original ones, but for ``inbox_seq``, which is today's
+    :param rejected_posts: ids of posts that came too late, their run being terminal or not there
     """
 
     recorded_at: int
@@ -305,7 +305,11 @@ class Store(Protocol):
         """Return the entries of a run's inbox with a number above ``after``, ascending."""
 
     def open_session(self, session_id: UUID, owner: Owner, ttl_us: int) -> Session:
-        """Open a session that is over ``ttl_us`` after its last renewal; see :class:`Owner` for whom it supersedes."""
+        """Open a session that is over ``ttl_us`` after its last renewal; see :class:`Owner` for whom it supersedes.
+
+        Idempotent: a living session of this id is renewed.
+        :raises OtherStorageError: code ``session_over``, if the session is over: it stays so
+        """
 
     def renew_session(self, session_id: UUID, ttl_us: int) -> Session | None:
         """Put the end off to now + ``ttl_us``; None if the session is over (it stays so)."""

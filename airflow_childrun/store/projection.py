@@ -9,7 +9,16 @@ from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import Event, RunCompleted, RunStarted, StateCompleted, StateEntered, StateFailed
+from airflow_childrun.model.events import (
+    WAIT_OPENED,
+    DomainEvent,
+    Event,
+    RunCompleted,
+    RunStarted,
+    StateCompleted,
+    StateEntered,
+    StateFailed,
+)
 from airflow_childrun.store.api import Moves, RunRow, RunStatus, StoredEvent
 from airflow_childrun.store.codec import decode_event
 
@@ -18,7 +27,7 @@ def moves_of(events: Sequence[Event]) -> Moves:
     """Return how the row moves with these events, whatever stood before them and wherever commits were cut.
 
     ``error_code`` is that of the last failed attempt until the state succeeds or the run ends otherwise than Failed; a
-    ``RunCompleted`` whose reason has a code brings its own. ``wake_at`` is when a failed state may be tried again.
+    ``RunCompleted`` whose reason has a code brings its own. ``wake_at`` is when a run that waits goes on by itself.
     """
     draft = _Draft()
     for index, event in enumerate(events):
@@ -43,24 +52,27 @@ class _Draft:
     wake_at: int | None = None
 
     def take(self, index: int, event: Event) -> None:
+        # Whatever follows a wait says that it is over.
+        self.wake_at = 0
         match event:
             case RunStarted():
                 self.status = "Pending"
                 self.checkpoint_at, self.checkpoint_snapshot_id = index, event.initial_snapshot_id
             case StateEntered():
-                self.status, self.wake_at = "Running", 0
+                self.status = "Running"
             case StateCompleted():
                 self.checkpoint_at, self.checkpoint_snapshot_id = index, event.context_snapshot_id
                 self.error_code = ""
             case StateFailed():
                 self.error_code = _code(event.error.info) or self.error_code
-                self.wake_at = event.retry_at if event.retry_at is not None else self.wake_at
+                self.wake_at = event.retry_at or 0
             case RunCompleted():
-                self.status, self.wake_at = event.status, 0
+                self.status = event.status
                 self.final_snapshot_id = event.final_snapshot_id
                 self.error_code = (_code(event.reason) or self.error_code) if event.status == "Failed" else ""
-            case _:
-                pass
+            case DomainEvent():
+                if event.name == WAIT_OPENED and isinstance(event.payload, Mapping):
+                    self.wake_at = event.payload.get("until", 0)
 
 
 def _code(info: Any) -> str | None:

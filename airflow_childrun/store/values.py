@@ -58,7 +58,8 @@ class RunRow:
     """A run as its row tells it; all but the lease can be rebuilt from the events.
 
     :param wake_at: when it goes on by itself (a backoff, a sleep), or None
-    :param lease_session_id: who owns it; None = nobody, or a host run
+    :param lease_session_id: who owns it, or did when its session expired or was superseded; None = nobody, a closed
+        session, or a host run
     :param lease_expires_at: when that session is over; None = nobody, or over already
     """
 

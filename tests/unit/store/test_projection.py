@@ -46,15 +46,16 @@ def _completed(snapshot: str) -> StateCompleted:
     ("events", "moves"),
     [
         ([], Moves()),
-        ([DomainEvent(name="note")], Moves()),
-        ([STARTED], Moves(status="Pending", checkpoint_at=0, checkpoint_snapshot_id=DIGEST_B)),
+        ([DomainEvent(name="note")], Moves(wake_at=0)),
+        ([DomainEvent(name="wait_opened", payload={"key": "k", "try": 1, "until": 99})], Moves(wake_at=99)),
+        ([STARTED], Moves(status="Pending", checkpoint_at=0, checkpoint_snapshot_id=DIGEST_B, wake_at=0)),
         ([ENTERED], Moves(status="Running", wake_at=0)),
         (
             [DomainEvent(name="note"), _completed(DIGEST_A), ENTERED],
             Moves(status="Running", checkpoint_at=1, checkpoint_snapshot_id=DIGEST_A, error_code="", wake_at=0),
         ),
         ([_failed("boom", 77)], Moves(error_code="boom", wake_at=77)),
-        ([_failed("boom")], Moves(error_code="boom")),
+        ([_failed("boom")], Moves(error_code="boom", wake_at=0)),
         (
             [_failed("boom"), RunCompleted(status="Failed", final_snapshot_id=DIGEST_A)],
             Moves(status="Failed", final_snapshot_id=DIGEST_A, error_code="boom", wake_at=0),

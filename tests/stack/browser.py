@@ -30,6 +30,10 @@ class Browser:
         """Do something."""
         return self._request("POST", path, json=body)
 
+    def put(self, path: str) -> Any:
+        """Do something that has no details."""
+        return self._request("PUT", path)
+
     def _request(self, method: str, path: str, **kwargs: Any) -> Any:
         if "Authorization" not in self._client.headers:
             token = httpx.get(f"{self._base_url}/auth/token", timeout=30).json()["access_token"]

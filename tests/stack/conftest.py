@@ -35,9 +35,11 @@ def stand(postgres_server: PostgresServer) -> Iterator[Stand]:
 
 
 @pytest.fixture(scope="session")
-def records(stand: Stand) -> Records:
+def records(stand: Stand) -> Iterator[Records]:
     """Give what the stand's store holds."""
-    return Records(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
+    made = Records(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
+    yield made
+    made.store.close()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Records:
 
     def key(self, row: RunRow) -> str:
         """Return the key under which a child was spawned."""
-        return str(self.events(row)[0]["RunStarted"]["parent"]["fact_key"])
+        return str(self.events(row)[0]["Kernel"]["RunStarted"]["parent"]["fact_key"])
 
     def statuses(self, dag_id: str, run_id: str) -> list[tuple[int, str]]:
         """Return generation and status of every child, sorted."""
@@ -51,8 +51,8 @@ class Records:
 
     def tries(self, row: RunRow) -> list[str]:
         """Return the kinds of the tries that a host run saw."""
-        found = [event.get("DomainEvent", {}) for event in self.events(row)]
-        return [event["payload"]["kind"] for event in found if event.get("name") == "childrun.host_try"]
+        found = [event["Domain"] for event in self.events(row) if "Domain" in event]
+        return [event["payload"]["kind"] for event in found if event["name"] == "host_try"]
 
     def findings(self, dag_id: str, run_id: str) -> list[Any]:
         """Return what ``verify`` finds in a DAG run's trees; nothing, if all is well."""

@@ -8,6 +8,7 @@ timeouts; makes the store with the real ``childrun init``; and leaves no process
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -107,9 +108,9 @@ class Stand:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for process in self._components.values():
-                process.poll()
             time.sleep(0.02)
+        for process in self._components.values():
+            process.wait()
 
     @property
     def sessions(self) -> set[int]:
@@ -147,6 +148,21 @@ class Stand:
             return wanted <= self.browser.dag_ids()
         except (httpx.TransportError, ValueError, KeyError):
             return False
+
+    def tasks(self) -> list[int]:
+        """Return the processes in which tasks run now: a supervisor forked each, itself a worker of the scheduler's."""
+        scheduler = self._components["scheduler"].pid
+        parents = {pid: parent_of(pid) for pid in processes_of_sessions({scheduler})}
+        workers = {pid for pid, parent in parents.items() if parent == scheduler}
+        return [pid for pid, parent in parents.items() if parent in workers]
+
+
+def parent_of(pid: int) -> int:
+    """Return a process's parent, 0 if it is gone."""
+    try:
+        return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def dag_ids(path: Path) -> list[str]:
@@ -216,9 +232,14 @@ def environment_of(home: Path, metadata_url: str, port: int, witness: Witness) -
         for section, options in sections.items()
         for option, value in options.items()
     }
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    witnessed = {"CHILDRUN_WITNESS": witness.url, "CHILDRUN_STAND": str(home)}
-    return {**environment, **witnessed, "AIRFLOW_HOME": str(home), "PYTHONPATH": path}
+    path = os.pathsep.join(filter(None, (str(home / "site"), str(ROOT), os.environ.get("PYTHONPATH"))))
+    outside = {
+        "CHILDRUN_WITNESS": witness.url,
+        "CHILDRUN_STAND": str(home),
+        "AIRFLOW_CONN_ORDERS_API": witness.url,
+        "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "schema": str(home / "warehouse.db")}),
+    }
+    return {**environment, **outside, "AIRFLOW_HOME": str(home), "PYTHONPATH": path}
 
 
 @contextlib.contextmanager
@@ -235,6 +256,9 @@ def started(server: PostgresServer, *folders: Path, say: Callable[[str], None] =
     stand = Stand(home, environment, f"http://127.0.0.1:{port}", witness)
     try:
         (home / "dags").mkdir()
+        # A copy, so that somebody who edits the package while the stand stands does not pull it from under running tasks.
+        ours = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "airflow_childrun", home / "site" / "airflow_childrun", ignore=ours)
         for folder in folders or (DAGS,):
             for path in folder.glob("*.py"):
                 shutil.copy2(path, home / "dags" / path.name)

@@ -170,10 +170,11 @@ def test_spawn_cleared_with_its_await_runs_again(stand: Stand, records: Records)
 def test_a_deleted_backfill_run_made_again_is_another_one(stand: Stand, records: Records):
     """Same run id, next generation of the host run, a new child; the calls are made again."""
     body = {"dag_id": "stand_daily", "from_date": "2026-02-01T00:00:00Z", "to_date": "2026-02-01T00:00:00Z"}
-    stand.browser.post("/backfills", body)
+    backfill = stand.browser.post("/backfills", body)
     run_id = "backfill__2026-02-01T00:00:00+00:00"
     assert stand.browser.wait_for_run("stand_daily", run_id) == "success"
     stand.browser.delete_run("stand_daily", run_id)
+    stand.browser.put(f"/backfills/{backfill['id']}/cancel")
     stand.browser.post("/backfills", body)
     assert stand.browser.wait_for_run("stand_daily", run_id) == "success"
     assert [host.generation for host in records.hosts("stand_daily", run_id)] == [1, 2]

@@ -11,12 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+PAGES = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request that was answered well.
 
-    :param pid: the process that asked
+    :param pid: the process that asked, where it said so
     """
 
     key: str
@@ -25,9 +27,10 @@ class Call:
 
 
 class Witness:
-    """Answers ``GET /call/<key>?pid=..&token=..`` with how often the key was answered, and remembers.
+    """Answers ``GET /call/<key>?pid=..&token=..`` with how often the key was asked for, ``GET /orders/<source>?page=..``
+    as the API of the example ``ingest``, and remembers both.
 
-    :param on_call: called in the server's thread after a request was counted and before it is answered
+    ``on_call`` is called in the server's thread after a request was counted and before it is answered.
     """
 
     def __init__(self) -> None:
@@ -40,7 +43,7 @@ class Witness:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                witness._answer(self)
+                witness._serve(self)
 
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
@@ -56,14 +59,14 @@ class Witness:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def counts(self, prefix: str = "") -> Counter[str]:
-        """Return how often each key was answered."""
+        """Return how often each key was asked for and answered."""
         with self._lock:
             return Counter(call.key for call in self.calls if call.key.startswith(prefix))
 
-    def pids(self, prefix: str = "") -> list[int]:
-        """Return the processes that asked, in the order of their first call."""
+    def seen(self, prefix: str) -> list[Call]:
+        """Return the calls under a prefix, in order."""
         with self._lock:
-            return list(dict.fromkeys(call.pid for call in self.calls if call.key.startswith(prefix)))
+            return [call for call in self.calls if call.key.startswith(prefix)]
 
     def close(self) -> None:
         """Stop."""
@@ -71,24 +74,31 @@ class Witness:
         self._server.server_close()
         self._thread.join(5)
 
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        call = Call(parts.path.removeprefix("/call/"), int(query.get("pid", 0)), query.get("token", ""))
+        key = parts.path.removeprefix("/call/").strip("/")
+        call = Call(f"{key}/{query['page']}" if "page" in query else key, int(query.get("pid", 0)), query.get("token", ""))
         with self._lock:
             refused = self.refuse_first(call.key) and not self.refused[call.key]
             if refused:
                 self.refused[call.key] += 1
             else:
                 self.calls.append(call)
-            count = sum(known.key == call.key for known in self.calls)
         if not refused:
             self.on_call(call)
-        body = json.dumps({"error": "busy"} if refused else {"key": call.key, "count": count}).encode()
+        body = {"error": "busy"} if refused else self._answer(call)
         try:
             handler.send_response(503 if refused else 200)
-            handler.send_header("Content-Length", str(len(body)))
+            handler.send_header("Content-Type", "application/json")
             handler.end_headers()
-            handler.wfile.write(body)
+            handler.wfile.write(json.dumps(body).encode())
         except OSError:
             """Who asked was killed meanwhile."""
+
+    def _answer(self, call: Call) -> dict[str, Any]:
+        if not call.key.startswith("orders/"):
+            return {"key": call.key, "count": self.counts()[call.key]}
+        number = int(call.key.rpartition("/")[2])
+        orders = [{"id": number * 10 + n, "day": f"2026-01-{n + 1:02}", "amount": f"{n}.50"} for n in range(3)]
+        return {"pages": PAGES, "orders": orders}

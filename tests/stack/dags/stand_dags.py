@@ -17,9 +17,9 @@ ALWAYS = {"retries": 8, "retry_delay": timedelta(seconds=1)}
 NEVER = {"retries": 0}
 
 
-def ask(key: str) -> int:
+def ask(key: str, token: str = "") -> int:
     """Ask the witness, who counts."""
-    with urlopen(f"{os.environ['CHILDRUN_WITNESS']}/call/{key}?pid={os.getpid()}") as answer:
+    with urlopen(f"{os.environ['CHILDRUN_WITNESS']}/call/{key}?pid={os.getpid()}&token={token}") as answer:
         return int(json.load(answer)["count"])
 
 
@@ -85,6 +85,27 @@ def large(io: Any, size: int) -> str:
     return "x" * size
 
 
+@operation(version="1")
+def parcel(number: int) -> int:
+    """Do nothing, many times."""
+    return number
+
+
+@operation(version="1")
+def patient(io: Any, item: str) -> str:
+    """Ask twice; the witness answers when the test wants it."""
+    name = f"{io.airflow['run_id']}/{item}"
+    first = io.step(ask_with, f"{name}/first", io.idempotency_token("first"), key="first")
+    second = io.step(ask_with, f"{name}/second", io.idempotency_token("second"), key="second")
+    return f"{first} {second}"
+
+
+def ask_with(key: str, token: str) -> str:
+    """Ask the witness, and say which call it is."""
+    ask(key, token)
+    return key.rpartition("/")[2]
+
+
 with DAG("stand_ordered", schedule=None) as ordered:
 
     @task
@@ -146,3 +167,9 @@ with DAG("stand_large", schedule=None):
 
 with DAG("stand_daily", schedule="@daily", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), catchup=False):
     SpawnChildRunOperator(task_id="work", operation=work, input="daily", **NEVER)
+
+with DAG("stand_parcels", schedule=None):
+    SpawnChildRunOperator(task_id="parcels", operation=parcel, inputs=list(range(450)), **ALWAYS)
+
+with DAG("stand_patient", schedule=None):
+    SpawnChildRunOperator(task_id="patient", operation=patient, inputs=["a"], **ALWAYS)

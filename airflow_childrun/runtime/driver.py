@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from airflow_childrun.engine import attempt as attempts
@@ -141,12 +141,14 @@ class RunDriver:
     def _enter(
         self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig
     ) -> Literal["stopped"] | None:
+        # Read before the entry is durable: a snapshot that is missing or broken must not look like a crash of the state.
+        base = read_snapshot(self._read_snapshot(journal, entered.base_snapshot_id))
         journal.stage([entered])
         if attempts.is_skipped(node, config):
             journal.stage([attempts.completed(node, entered.base_snapshot_id, skipped=True)])
             return None
         journal.flush()
-        outcome = self._attempt(journal, node, entered, config)
+        outcome = self._attempt(journal, node, entered, base, config)
         if self._house.failpoints.stops_after_handler(journal.history.run_id):
             return "stopped"
         if isinstance(outcome, attempts.Success):
@@ -171,10 +173,9 @@ class RunDriver:
         journal.stage([attempts.failed(node, outcome.info, retry_at)])
 
     def _attempt(
-        self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig
+        self, journal: RunJournal, node: StateNode, entered: StateEntered, base: dict[str, Any], config: RunConfig
     ) -> attempts.Outcome:
         house = self._house
-        base = read_snapshot(self._read_snapshot(journal, entered.base_snapshot_id))
         env = LiveIoEnv(self._identity(journal.history), node.id, entered.attempt)
         io = make_io(house, journal, env, config, self._around)
         recorder = attempts.EventRecorder(journal, config, house.policy)

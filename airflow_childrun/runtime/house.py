@@ -13,6 +13,7 @@ from airflow_childrun.clock import Clock, Entropy, SystemClock, SystemEntropy
 from airflow_childrun.engine.prepare import PlanResolver
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.plan import StateNode
+from airflow_childrun.model.requests import GROUP
 from airflow_childrun.runtime.committer import Committer
 from airflow_childrun.runtime.patience import Patience
 from airflow_childrun.runtime.scheduler import Scheduler, ThreadScheduler
@@ -20,7 +21,7 @@ from airflow_childrun.runtime.sessions import SessionKeeper
 from airflow_childrun.runtime.slots import Slots
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import Owner, RunRow, Store
-from airflow_childrun.transports.registry import TransportRegistry
+from airflow_childrun.transports.registry import LiveIoEnv, LiveIoTransport, TransportRegistry
 
 _log = logging.getLogger("airflow_childrun")
 
@@ -110,6 +111,18 @@ class Sources:
         return self.entropy.random_bytes(size)
 
 
+class _ChildRunGroup:
+    """Stands for the group that each driven run adds; refused where somebody has taken it."""
+
+    def namespace_group(self) -> str:
+        """Return ``machine.child_run``."""
+        return GROUP
+
+    def make(self, env: LiveIoEnv) -> LiveIoTransport:
+        """Make nothing."""
+        raise NotImplementedError(env)
+
+
 @dataclass
 class House:
     """The services of one process."""
@@ -131,7 +144,11 @@ class House:
     patience: Patience = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the services that belong to this process alone."""
+        """Make the services that belong to this process alone.
+
+        :raises OperationError: code ``transport_group_duplicate``, if a transport claims the group of child runs
+        """
+        TransportRegistry(self.transports.all().values()).register(_ChildRunGroup())
         self.committer = Committer(self.store, self.scheduler)
         self.slots = Slots(self.scheduler, self.limits.max_concurrency)
         self.keeper = SessionKeeper(

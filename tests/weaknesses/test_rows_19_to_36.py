@@ -360,11 +360,9 @@ def test_row35_a_tree_holds_its_own_artifacts(lab: Lab):
 
 def test_row36_child_runs_are_an_ordinary_namespace_group(lab: Lab):
     """Nobody can register the group a second time unseen, and unknown verbs of it are refused."""
-    lab.put("op", lambda s: s.write("x", 1))
     taken = FunctionTransport("machine.child_run", lambda call, env: None)
-    process = lab.process(transports=TransportRegistry([taken]))
     with pytest.raises(ChildRunError) as caught:
-        process.start("op")
+        lab.process(transports=TransportRegistry([taken]))
     assert caught.value.code == "transport_group_duplicate"
     with pytest.raises(OperationError, match="duplicate"):
         TransportRegistry([taken, taken])

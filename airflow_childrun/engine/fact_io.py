@@ -105,7 +105,7 @@ class FactIo:
         """
         self._check_key(key)
         fact = self._scene.facts.find(key)
-        body = self._payload(value)
+        body = self._payload(key, value)
         if fact is None:
             return self._record(key, body, request_digest("record_value", None))
         if fact.error is not None:
@@ -188,19 +188,19 @@ class FactIo:
         except ChildRunError as error:
             raise OtherIoError(error.info.message, code=error.code, category="ParsingInput") from None
 
-    def _payload(self, value: Any, allow_keys: frozenset[str] = frozenset()) -> bytes:
+    def _payload(self, key: str, value: Any, allow_keys: frozenset[str] = frozenset()) -> bytes:
         """Return the bytes to record.
 
         :raises OtherIoError: codes ``secrets_detected``, ``fact_payload_not_canonical``
         """
         try:
-            self._scene.policy.check(value, f"what {self._scene.state_id} is to record", allow_keys)
+            self._scene.policy.check(value, f"what is to be recorded under {key!r}", allow_keys)
             return canonical_json_bytes(value)
         except SecretsDetectedError as error:
             raise OtherIoError(error.info.message, code=error.code, details=error.info.details) from None
         except CanonicalError as error:
             raise OtherIoError(
-                f"what is to be recorded is not canonical JSON: {error.info.message}",
+                f"what is to be recorded under {key!r} is not canonical JSON: {error.info.message}",
                 code="fact_payload_not_canonical",
                 category="ParsingInput",
                 details=error.info.details,

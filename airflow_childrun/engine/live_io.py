@@ -98,7 +98,9 @@ class LiveIo(FactIo):
             raise OtherIoError(
                 info.message, code=info.code, category=info.category, retryable=info.retryable
             ) from error
-        return reply, scene.journal.artifact(FACT_PAYLOAD, self._payload(reply.response, call.allow_keys))
+        return reply, scene.journal.artifact(
+            FACT_PAYLOAD, self._payload(call.fact_key or "", reply.response, call.allow_keys)
+        )
 
     def _ask(self, call: IoCall, key: str) -> Reply:
         superseded = self._superseded(key)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.canonical import artifact_id, canonical_json_bytes
 from airflow_childrun.engine.context import NamespacedContext, StagedContext, read_snapshot, snapshot_bytes
 from airflow_childrun.engine.ports import IoCall
@@ -23,6 +24,7 @@ from airflow_childrun.errors import (
 )
 from airflow_childrun.model.config import FanOutJoin, RunConfig
 from airflow_childrun.model.events import DomainEvent, StateFailed
+from airflow_childrun.model.manifest import build_manifest
 from airflow_childrun.model.plan import StateMeta
 from airflow_childrun.secret_policy import standard, strict
 from airflow_childrun.store.api import Artifact, Commit, RunStep
@@ -426,3 +428,61 @@ def test_s69_parent_stopped_after_the_join(lab: Lab):
     assert linkage(lab, run_id) == (2, 2)
     each_once(lab)
     assert process.engine.replay(run_id) == lab.row(run_id).final_snapshot_id
+
+
+# -- 12.9 what became of the original's front end
+
+
+def test_s71_a_side_effect_needs_an_idempotency_key():
+    """missing_idempotency_key, when the state is declared."""
+    op = Operation("effects", version="1")
+    with pytest.raises(InvalidPlanError) as caught:
+
+        @op.state(side_effects="ApplySideEffect")
+        def send(io: Any) -> None:
+            """Send."""
+
+    assert caught.value.code == "missing_idempotency_key"
+
+
+@pytest.mark.parametrize("where", ["input", "op_config"])
+def test_s73_s74_secret_in_input_or_config_stops_the_start(lab: Lab, where: str):
+    """secrets_detected, and nothing is stored."""
+    lab.put("op", lambda s: None)
+    given: dict[str, Any] = {where: {"password": "hunter2hunter2"}}
+    wanted = build_manifest("op", "1", run_config=RunConfig(), **given)
+    with pytest.raises(InvalidPlanError) as caught:
+        lab.process().engine.start(wanted)
+    assert caught.value.code == "secrets_detected"
+    assert lab.all_runs() == []
+
+
+def test_s75_states_of_one_name_in_other_operations_do_not_collide(lab: Lab):
+    """Keys begin with their operation's name, also where a child's snapshot is read by its parent."""
+    lab.put("child", lambda s: s.write("x", "child"))
+
+    def parent(s: Stage) -> None:
+        s.write("x", "parent")
+        s.write("child", s.join(s.spawn("child", "c"), "e")["final_snapshot"])
+
+    lab.put("op", parent)
+    run_id = lab.process().start("op").run_id
+    assert lab.final(run_id) == {"op.main.x": "parent", "op.main.child": {"child.main.x": "child"}}
+
+
+def test_s77_s78_s79_output_or_cause_of_a_single_operation(lab: Lab):
+    """A compact await tells the output, null where the last state wrote none, or the failed state's own code."""
+    def fails(s: Stage) -> None:
+        raise StateError("no stock", code="no_stock")
+
+    lab.put("good", lambda s: s.ctx.write(s.state_id, [1, 2]))
+    lab.put("mute", lambda s: None)
+    lab.put("bad", fails)
+
+    def parent(s: Stage) -> None:
+        ends = {op: s.join(s.spawn(op, op), f"{op} end", compact=True) for op in ("good", "mute", "bad")}
+        s.write("ends", {op: [end["output"], (end.get("cause") or {}).get("code")] for op, end in ends.items()})
+
+    lab.put("op", parent)
+    run_id = lab.process().start("op").run_id
+    assert lab.final(run_id) == {"op.main.ends": {"good": [[1, 2], None], "mute": [None, None], "bad": [None, "no_stock"]}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -13,15 +13,25 @@ from airflow_childrun.hooks.coordinates import TaskPlace
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
 from airflow_childrun.runtime.host_tree import WantedChild
-from airflow_childrun.runtime.host_try import OnClear
+from airflow_childrun.runtime.host_try import Kind, OnClear
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.scheduler import Scheduler
+from airflow_childrun.runtime.scheduler import Monitor
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import RunRow, Store
 
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
 REPORT_EVERY_S = 10.0
+STOPPED = (
+    "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
+)
+KINDS: Mapping[Kind, str] = {
+    "first": "first try",
+    "same": "same try, come back",
+    "retry": "retry",
+    "clear": "cleared",
+    "recreated": "DAG run made anew",
+}
 
 
 @dataclass
@@ -50,6 +60,8 @@ class HostTask:
         self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
         self._supervisor = Supervisor(house)
         self._progress = Progress()
+        self._told_to_leave = False
+        self._waiting: Monitor | None = None
 
     @property
     def store(self) -> Store:
@@ -122,10 +134,42 @@ class HostTask:
         with monitor:
             if not left:
                 monitor.wait(within_s)
+        self._told_to_leave = True
+        if self._waiting is not None:
+            with self._waiting:
+                self._waiting.notify_all()
 
     def in_background(self, work: Callable[[], T]) -> T:
-        """Run ``work`` beside the main thread, which reports meanwhile, and return or raise what it does."""
-        return in_background(self._house.scheduler, work, self._progress.report)
+        """Run ``work`` beside the main thread, which waits, interruptible by signals, and reports meanwhile.
+
+        :raises HostError: code ``task_stopped``, once the process was told to leave: a handler inside a call to the outside
+            world may not come back in time, and is abandoned
+        """
+        self._waiting = monitor = self._house.scheduler.monitor()
+        returned: list[T] = []
+        raised: list[BaseException] = []
+        ended: list[bool] = []
+
+        def run() -> None:
+            try:
+                returned.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+                raised.append(error)
+            finally:
+                with monitor:
+                    ended.append(True)
+                    monitor.notify_all()
+
+        self._house.scheduler.start("childrun host", run)
+        with monitor:
+            while not ended and not self._told_to_leave:
+                monitor.wait(REPORT_EVERY_S)
+                self._progress.report()
+        if returned:
+            return returned[0]
+        if self._told_to_leave:
+            raise HostError(STOPPED, code="task_stopped", retryable=True)
+        raise raised[0]
 
     def _watch(self, waiting: set[UUID]) -> None:
         """Count ends while this process drives anything."""
@@ -168,14 +212,13 @@ class HostTask:
 
     def _announce(self, opened: Opened, rows: Sequence[RunRow]) -> None:
         done = sum(row.status == "Completed" for row in rows)
-        _log.info(
-            "child runs: %d in this task (%s): %d opened now, %d completed before, %d go on",
-            len(rows),
-            opened.kind,
-            opened.ran,
-            done,
-            max(0, len(rows) - opened.ran - done),
+        parts = (
+            (opened.ran, "begin or go on by this try" if opened.kind in ("retry", "clear") else "spawned"),
+            (done, "completed before"),
+            (len(rows) - opened.ran - done, "as they were"),
         )
+        said = ", ".join(f"{count} {what}" for count, what in parts if count > 0)
+        _log.info("child runs: %d in this task (%s): %s", len(rows), KINDS[opened.kind], said or "nothing to do")
         if opened.kind == "clear" and rows and opened.ran == 0 and done == len(rows):
             _log.warning(
                 "this clear ran nothing: all %d children had completed and on_clear keeps their results. To run them "
@@ -197,30 +240,3 @@ class HostTask:
                 raise HostError(
                     f"child run {row.run_id} belongs to another tree than its handle says", code="child_run_foreign"
                 )
-
-
-def in_background(scheduler: Scheduler, work: Callable[[], T], tick: Callable[[], None]) -> T:
-    """Run ``work`` in a thread of its own; the caller waits, interruptible by signals, and calls ``tick`` now and then."""
-    monitor = scheduler.monitor()
-    returned: list[T] = []
-    raised: list[BaseException] = []
-    ended: list[bool] = []
-
-    def run() -> None:
-        try:
-            returned.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-            raised.append(error)
-        finally:
-            with monitor:
-                ended.append(True)
-                monitor.notify_all()
-
-    scheduler.start("childrun host", run)
-    with monitor:
-        while not ended:
-            monitor.wait(REPORT_EVERY_S)
-            tick()
-    if raised:
-        raise raised[0]
-    return returned[0]

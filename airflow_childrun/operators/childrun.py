@@ -213,10 +213,13 @@ class AwaitChildRunOperator(_ChildRunOperator):
 
 
 def _fail(error: ChildRunError) -> NoReturn:
-    """Fail the task: for good if trying again cannot help."""
+    """Fail the task: for good if trying again cannot help.
+
+    The message says it all; below it, Airflow would print the same once more with a traceback of our own calls.
+    """
     if error.retryable:
-        raise AirflowException(str(error)) from error
-    raise AirflowFailException(str(error)) from error
+        raise AirflowException(str(error)) from None
+    raise AirflowFailException(str(error)) from None
 
 
 def _check_operation(operation: Any, op_id: str | None, op_version: str | None) -> None:

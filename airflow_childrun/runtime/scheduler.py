@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -74,7 +75,9 @@ class ThreadScheduler:
 
     def start(self, name: str, work: Callable[[], None]) -> None:
         """Run ``work`` in a new daemon thread."""
-        threading.Thread(target=work, name=name, daemon=True).start()
+        # What log lines and traces say of the task holds for what its threads do.
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(work,), name=name, daemon=True).start()
 
     def monitor(self) -> Monitor:
         """Make a monitor."""

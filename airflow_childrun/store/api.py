@@ -3,8 +3,8 @@
 A store holds *runs*. Each run has an append-only *event stream* and a row (:class:`RunRow`) that is a projection of it;
 beside them stand content-addressed *artifacts*, an *inbox* per run and *sessions*, which own leases on runs.
 
-There is one verb for progress, :meth:`Store.commit`. What it takes is plain data: it can be batched, sent over a wire,
-submitted again, replayed by a simulator. Everything else only reads, except for the three verbs of a session
+There is one verb for progress, :meth:`Store.commit`, and one for the end of all, :meth:`Store.delete_tree`. What it takes is plain data: it can be batched, sent over a wire,
+submitted again, replayed by a simulator. Everything else only reads, except for the verbs of a session
 and :meth:`Store.post`. A store starts no threads. Times are integer microseconds, UTC, of the *store's* clock.
 
 Three things are checked on every commit, and never left to isolation levels, clocks or error texts:
@@ -316,6 +316,21 @@ class Store(Protocol):
 
     def close_session(self, session_id: UUID) -> None:
         """End a session: the leases that it holds are free. Idempotent."""
+
+    def find_idle_trees(self, idle_since: int, after: UUID | None = None, limit: int = 100) -> list[UUID]:
+        """Return roots of trees whose operations have all ended and in which nothing happened since a time.
+
+        Ordering: by id; ``after`` is the last one of the page before. Host runs do not keep a tree.
+        """
+
+    def delete_tree(self, root_run_id: UUID, idle_since: int) -> int | None:
+        """Delete a tree whole, and return how many runs it had; None if it is not idle any more, or not there.
+
+        Atomic: a writer that comes meanwhile finds all of it, or its runs ``missing``.
+        """
+
+    def delete_sessions(self, over_since: int) -> int:
+        """Delete sessions that were over before a time and hold no lease, and return how many."""
 
     def now_us(self) -> int:
         """Return the store's time."""

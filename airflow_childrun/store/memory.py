@@ -164,6 +164,51 @@ class MemoryStore:
             if session is not None and session.ended is None:
                 self._sessions[session_id] = replace(session, ended="closed")
 
+    def find_idle_trees(self, idle_since: int, after: UUID | None = None, limit: int = 100) -> list[UUID]:
+        """Return roots of trees whose operations have all ended and in which nothing happened since a time.
+
+        Ordering: by id; ``after`` is the last one of the page before. Host runs do not keep a tree.
+        """
+        with self._lock:
+            idle = sorted(root for root in self._roots() if self._is_idle(root, idle_since))
+        return [root for root in idle if after is None or root > after][:limit]
+
+    def delete_tree(self, root_run_id: UUID, idle_since: int) -> int | None:
+        """Delete a tree whole, and return how many runs it had; None if it is not idle any more, or not there.
+
+        Atomic: a writer that comes meanwhile finds all of it, or its runs ``missing``.
+        """
+        with self._lock:
+            members = [run_id for run_id, stored in self._runs.items() if stored.row.root_run_id == root_run_id]
+            if not members or not self._is_idle(root_run_id, idle_since):
+                return None
+            for run_id in members:
+                row = self._runs.pop(run_id).row
+                self._by_slot[row.slot_id].remove(run_id)
+                del self._slots[(row.slot_id, row.generation)]
+                for table in (self._events, self._facts, self._inbox):
+                    table.pop(run_id, None)
+            self._artifacts.pop(root_run_id, None)
+            return len(members)
+
+    def delete_sessions(self, over_since: int) -> int:
+        """Delete sessions that were over before a time and hold no lease, and return how many."""
+        with self._lock:
+            held = {stored.row.lease_session_id for stored in self._runs.values()}
+            over = [
+                key for key, session in self._sessions.items() if session.expires_at < over_since and key not in held
+            ]
+            for key in over:
+                del self._sessions[key]
+            return len(over)
+
+    def _roots(self) -> set[UUID]:
+        return {stored.row.root_run_id for stored in self._runs.values()}
+
+    def _is_idle(self, root_run_id: UUID, idle_since: int) -> bool:
+        rows = [stored.row for stored in self._runs.values() if stored.row.root_run_id == root_run_id]
+        return all(row.updated_at < idle_since and (row.is_terminal or row.kind != "operation") for row in rows)
+
     def now_us(self) -> int:
         """Return the store's time."""
         return self._clock.now_us()

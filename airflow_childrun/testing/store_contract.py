@@ -19,13 +19,14 @@ import pytest
 from airflow_childrun.store.api import Store
 from airflow_childrun.testing.store_contract_commits import CommitContract
 from airflow_childrun.testing.store_contract_leases import LeaseContract
+from airflow_childrun.testing.store_contract_purge import PurgeContract
 from airflow_childrun.testing.store_contract_reads import ReadContract
 from airflow_childrun.testing.store_harness import StoreHarness
 
 __all__ = ["StoreContract", "StoreHarness"]
 
 
-class StoreContract(CommitContract, LeaseContract, ReadContract):
+class StoreContract(CommitContract, LeaseContract, ReadContract, PurgeContract):
     """Subclass it, give it a harness, and run it with pytest."""
 
     @pytest.fixture

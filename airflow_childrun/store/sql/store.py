@@ -32,6 +32,7 @@ from airflow_childrun.store.decision import as_seen
 from airflow_childrun.store.sql import rows
 from airflow_childrun.store.sql.commit import Committer
 from airflow_childrun.store.sql.engine import Database
+from airflow_childrun.store.sql.purge import Purge
 from airflow_childrun.store.sql.schema import tables_in
 from airflow_childrun.store.sql.session import Sessions
 from airflow_childrun.store.sql.statements import Statements
@@ -62,6 +63,7 @@ class SqlStore:
         self._statements = Statements(tables_in(schema), self.database.dialect)
         self._committer = Committer(self.database, self._statements)
         self._sessions = Sessions(self.database, self._statements)
+        self._purge = Purge(self.database, self._statements.tables)
 
     def __repr__(self) -> str:
         return f"SqlStore({self.database.place!r}, schema={self.schema!r})"
@@ -147,6 +149,24 @@ class SqlStore:
     def close_session(self, session_id: UUID) -> None:
         """End a session: the leases that it holds are free. Idempotent."""
         self._checked(lambda: self._sessions.close(session_id))
+
+    def find_idle_trees(self, idle_since: int, after: UUID | None = None, limit: int = 100) -> list[UUID]:
+        """Return roots of trees whose operations have all ended and in which nothing happened since a time.
+
+        Ordering: by id; ``after`` is the last one of the page before. Host runs do not keep a tree.
+        """
+        return self._checked(lambda: self._purge.find(idle_since, after, limit))
+
+    def delete_tree(self, root_run_id: UUID, idle_since: int) -> int | None:
+        """Delete a tree whole, and return how many runs it had; None if it is not idle any more, or not there.
+
+        Atomic: a writer that comes meanwhile finds all of it, or its runs ``missing``.
+        """
+        return self._checked(lambda: self._purge.delete(root_run_id, idle_since))
+
+    def delete_sessions(self, over_since: int) -> int:
+        """Delete sessions that were over before a time and hold no lease, and return how many."""
+        return self._checked(lambda: self._purge.delete_sessions(over_since))
 
     def now_us(self) -> int:
         """Return the store's time."""

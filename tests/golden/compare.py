@@ -140,15 +140,16 @@ class Comparison:
     def artifacts(self, found: Sequence[str]) -> list[str]:
         """Return what the original's events name and ours did not store, but for what a difference has named already."""
         side, end = self._ours.side(), recorded(self._scenario)
-        kinds = {key: kind for key, (kind, _) in self._ours.artifacts.items()}
-        told = {line[2] for run_id in side.streams for line in side.lines(run_id) if line[0] == "fact"}
-        mentioned = canonical_json_bytes(dict(end.streams)).decode()
-        named = "".join(found)
+        stored = {key: kind for key, (kind, _) in self._ours.artifacts.items()}
+        told = {line[2]: "FactPayload" for run_id in side.streams for line in side.lines(run_id) if line[0] == "fact"}
+        kinds = told | stored
+        # What no event names, the original stored before it refused it; what a difference names is not looked at again.
+        mentioned, named = canonical_json_bytes(dict(end.streams)).decode(), "".join(found)
         return [
             f"- artifact {item['kind']} {item['id']}"
             for item in self._scenario["artifacts"]
-            if kinds.get(item["id"]) != item["kind"] and item["id"] in mentioned
-            if item["id"] not in told and item["id"] not in named
+            if kinds.get(item["id"], item["kind"] if item["id"] not in mentioned else None) != item["kind"]
+            if item["id"] in kinds or item["id"] not in named
         ]
 
     def _named(self, line: str) -> str:

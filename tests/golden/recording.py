@@ -20,6 +20,7 @@ LEFT_OUT = frozenset({FACT_FAILED, WAIT_OPENED, INBOX_CONSUMED})
 OUR_WORDING = frozenset({"secrets_detected"})
 """Codes whose message the engine words itself: what it says is not compared."""
 
+KINDS = frozenset({"Manifest", "ContextSnapshot", "FactPayload"})
 RESUME, RESUME_AGAIN = "-- resume --", "-- resume again --"
 ID = re.compile("[0-9a-f]{64}")
 _RUN_STARTED_V1 = ("op_id", "manifest_id", "initial_snapshot_id")
@@ -143,19 +144,22 @@ def check_recording(scenario: Scenario) -> list[str]:
     """Say where a scenario contradicts itself: its streams, its last outcome, who called the world."""
     found = [*check_streams(scenario), *_check_outcome(scenario, recorded(scenario))]
     known = {run["run_id"] for run in scenario["runs"]}
-    found += [
-        f"the recording: a call came from {call['run_id']}, which is no run"
-        for call in scenario["world_calls"]
-        if isinstance(call, dict) and call["run_id"] not in known
-    ]
+    for call in scenario["world_calls"]:
+        if isinstance(call, dict) and call["run_id"] not in known:
+            found.append(f"the recording: a call came from {call['run_id']}, which is no run")
+        elif isinstance(call, str) and call not in (RESUME, RESUME_AGAIN):
+            found.append(f"the recording: {call!r} stands among the calls")
     return found
 
 
 def check_streams(case: Mapping[str, Any]) -> Iterator[str]:
     """Say where streams and artifacts contradict themselves: ids name what is there, ends are checkpoints."""
-    for key, body in recorded(case).bodies.items():
-        if artifact_id(body) != key:
-            yield f"the recording: artifact {key} has other bytes than its id says"
+    for item in case["artifacts"]:
+        body = body_of(item)
+        if artifact_id(body) != item["id"]:
+            yield f"the recording: artifact {item['id']} has other bytes than its id says"
+        if item["kind"] not in KINDS or (item["kind"] == "Manifest") != body.startswith(b'{"build":'):
+            yield f"the recording: artifact {item['id']} is no {item['kind']}"
     for name in ("at_crash", "runs"):
         side = recorded(case, name)
         for run in case.get(name, ()):
@@ -171,9 +175,10 @@ def _check_envelopes(run: Any, side: Side) -> Iterator[str]:
             if key not in side.bodies:
                 yield f"event {number} of run {run['run_id']} names {key}, which is no artifact"
     events = side.streams[run["run_id"]]
-    for fact in facts_of(events):
-        if fact["meta"] != {}:
-            yield f"the fact {fact['key']} of run {run['run_id']} has a meta"
+    for event in events:
+        domain = event.get("Domain", {})
+        if domain.get("name") == "fact_recorded" and (domain["payload"]["meta"], domain["payload_ref"]) != ({}, None):
+            yield f"the fact {domain['payload']['key']} of run {run['run_id']} has a meta or a reference"
     for key, child in spawns_of(events, side.bodies):
         if child != str(child_run_id(UUID(run["run_id"]), key)):
             yield f"child {child} does not follow from {run['run_id']} and the key {key!r}"

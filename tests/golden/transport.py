@@ -42,6 +42,11 @@ def compare_transport(case: Mapping[str, Any], backend: Backend, explained: Expl
         if _text(wanted) != _text(got)
     ]
     before = recorded(case)
+    for answer in case["answers"]:
+        named = ID.findall(canonical_json_bytes(answer).decode())
+        found += [
+            f"the recording: an answer names {key}, which is no artifact" for key in named if key not in before.bodies
+        ]
     after = Side(streams, {key: body for key, (_, body) in artifacts.items()})
     found += [*check_streams(case), *compare_streams(before, after, explained)]
     mentioned = str(before.streams)

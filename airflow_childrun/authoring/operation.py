@@ -7,13 +7,14 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from types import CodeType
 from typing import Any, Self, overload
 
 from pydantic import ValidationError
 
 from airflow_childrun.authoring.encoder import adapter, decode, encode
 from airflow_childrun.authoring.registry import REGISTRY, Place
-from airflow_childrun.authoring.states import Handler, State, build_node
+from airflow_childrun.authoring.states import Handler, State, build_node, decode_result
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.errors import InputError, InvalidPlanError, OperationError
 from airflow_childrun.ids import is_op_id
@@ -227,7 +228,7 @@ class Operation:
         if self._build is not None or not self.states:
             return value
         last = self._last_state()
-        return decode(value, last.returns, f"the output of {self.name}")
+        return decode_result(value, last.returns, f"the output of {self.name}")
 
     def _last_state(self) -> State:
         plan = ExecutionPlan(
@@ -307,10 +308,11 @@ def operation(
     """
 
     def make(handler: Handler) -> Operation:
+        policy = RetryPolicy(max_attempts=retry + 1) if isinstance(retry, int) else retry
+        state = State.of(handler, (), (), policy, "Pure", None, name=MAIN)
         made = Operation(name or handler.__name__, version=version, run_config=run_config)
         made.place = Place.of_function(handler)
-        policy = RetryPolicy(max_attempts=retry + 1) if isinstance(retry, int) else retry
-        made.declare(State.of(handler, (), (), policy, "Pure", None, name=MAIN))
+        made.declare(state)
         REGISTRY.settle(made)
         return made
 
@@ -337,6 +339,16 @@ def _field_of(parameter: inspect.Parameter) -> Any:
 def code_of(function: Callable[..., Any]) -> str:
     """Return a digest of what a function does; shown to people, never compared across releases."""
     code = getattr(function, "__code__", None)
-    if code is None:
-        return repr(type(function))
-    return hashlib.sha256(code.co_code + repr(code.co_names).encode() + repr(code.co_consts[:0]).encode()).hexdigest()
+    parts = _code_parts(code) if isinstance(code, CodeType) else [repr(type(function))]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _code_parts(code: CodeType) -> list[str]:
+    """Return what a piece of code consists of, without lines, paths and addresses."""
+    parts = [code.co_code.hex(), repr(code.co_names)]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            parts += _code_parts(constant)
+        else:
+            parts.append(repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant))
+    return parts

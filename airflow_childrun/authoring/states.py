@@ -121,13 +121,27 @@ def build_node(
             elif key == "config":
                 given[key] = read_config()
             elif key in states:
-                given[key] = decode(own.read(key), states[key].returns, f"the result of state {key!r}")
+                given[key] = decode_result(own.read(key), states[key].returns, f"the result of state {key!r}")
             elif key in arguments:
                 given[key] = arguments[key]
         result = state.function(**given)
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            if not inspect.isasyncgen(result):
+                getattr(result, "close", _nothing)()  # else Python warns of what was never awaited
             raise StateError(f"{state.name} returned a {type(result).__name__}: a handler is a plain def")
         own.write(state.name, encode(result, f"what {state.name!r} returned"))
 
     meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry)
     return StateNode(prefix + state.name, handle, meta)
+
+
+def decode_result(value: Any, hint: Any, where: str) -> Any:
+    """Return a state's recorded result by its hint; None of one that was skipped, whatever its hint says.
+
+    :raises InputError: codes ``input_invalid``, ``hint_unusable``
+    """
+    return None if value is None else decode(value, hint, where)
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 from uuid import UUID
 
 from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.authoring.registry import RegistryResolver
-from airflow_childrun.errors import ErrorInfo
+from airflow_childrun.errors import ChildRunError, ErrorInfo
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import StateFailed
 from airflow_childrun.model.manifest import RunManifest, build_manifest
@@ -51,13 +53,17 @@ class Desk(Lab):
             assert self.replay(run_id) == self.row(run_id).final_snapshot_id
         return end
 
-    def kill_and_resume(self, op: Operation, input: Any = None, *, after: int, **given: Any) -> End:
-        """Kill the first process after one of its commits (1-based), and go on in another."""
+    def kill(self, op: Operation, input: Any = None, *, after: int, **given: Any) -> UUID:
+        """Begin a run, and kill its process after that many of the commits that follow its creation."""
         first = self.process()
         run_id = first.engine.create(self.manifest(op, input, **given))
         first.gate.die_after = after + 1
-        with contextlib.suppress(Died):
+        with contextlib.suppress(Died, ChildRunError):
             first.engine.resume(run_id)
+        return run_id
+
+    def resume(self, op: Operation, run_id: UUID) -> End:
+        """Go on in a process of its own."""
         self.process().engine.resume(run_id)
         return self.end(op, run_id)
 
@@ -79,3 +85,13 @@ class Desk(Lab):
     def keys(self, run_id: UUID) -> list[str]:
         """Return the fact keys of a run, in the order in which they were recorded."""
         return [payload["key"] for name in ("fact_recorded", "fact_failed") for payload in self.domain(run_id, name)]
+
+
+def load(path: Path, body: str = "") -> ModuleType:
+    """Read a file as Airflow reads a DAG file: each time anew. With a body, write it first."""
+    if body:
+        path.write_text(f"from airflow_childrun import Operation, operation\n{body}\n")
+    module = ModuleType("unusual_prefix_dag")
+    module.__file__ = str(path)
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)  # noqa: S102 - the code is the test's own
+    return module

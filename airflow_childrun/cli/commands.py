@@ -119,6 +119,17 @@ _CANCEL = Command(
     "airflow_childrun.cli.cancel:run",
     (_RUN, _option("--reason", default="childrun cancel", help="stands in its history"), *_STORE, _JSON),
 )
+_PURGE = Command(
+    "purge",
+    "Delete trees of runs that are over and old.",
+    "airflow_childrun.cli.purge:run",
+    (
+        _option("--older-than", required=True, metavar="AGE", help="such as 12h, 30d, 8w: nothing happened since"),
+        _flag("--dry-run", help="only say how many"),
+        *_STORE,
+        _JSON,
+    ),
+)
 _RUNS = Group(
     "runs",
     "Look at runs.",
@@ -165,5 +176,5 @@ _RUNS = Group(
     ),
 )
 
-COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _CANCEL, _VERIFY, _DEMO)
+COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _CANCEL, _PURGE, _VERIFY, _DEMO)
 """All commands, in the order in which one meets them."""

@@ -12,12 +12,14 @@ from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.cli.main import main
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest
+from airflow_childrun.runtime.closing import cancel_run
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House
 from airflow_childrun.secret_policy import standard
 from airflow_childrun.store.sql.address import parse_address
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
+from airflow_childrun.testing.clock import ManualClock
 
 
 @operation(version="1")
@@ -38,4 +40,27 @@ def test_a_run_is_cancelled_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert row.status == "Cancelled"
     assert main(["cancel", str(run_id), "--url", url]) == 1
     assert "had ended before" in capsys.readouterr().out
+    assert main(["purge", "--older-than", "1h", "--url", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"trees": 0, "runs": 0, "dry_run": False}
+    assert store.delete_tree(run_id, store.now_us() + 1) == 1
     store.close()
+
+
+def test_old_trees_are_purged_and_counted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'childrun.db'}"
+    upgrade(parse_address(url))
+    past = SqlStore(parse_address(url), clock=ManualClock(1_000_000))
+    engine = ExecutionEngine(House(past, RegistryResolver(), standard()))
+    run_id = engine.create(build_manifest("waits_to_be_cancelled", "1", run_config=RunConfig()))
+    assert main(["purge", "--older-than", "1d", "--url", url]) == 0
+    assert past.find_run(run_id) is not None, "a run that has not ended is never purged"
+    assert cancel_run(engine.house, run_id, "old") == {run_id: "cancelled"}
+    capsys.readouterr()
+    assert main(["purge", "--older-than", "1d", "--dry-run", "--url", url]) == 0
+    assert capsys.readouterr().out.strip() == "1 trees would be deleted"
+    assert main(["purge", "--older-than", "1d", "--url", url]) == 0
+    assert capsys.readouterr().out.strip() == "1 trees with 1 runs deleted"
+    assert past.find_run(run_id) is None
+    assert main(["purge", "--older-than", "soon", "--url", url]) == 2
+    assert "such as 30d" in capsys.readouterr().err
+    past.close()

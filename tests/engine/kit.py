@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.clock import Clock, SystemClock
 from airflow_childrun.engine.ports import IoCall
-from airflow_childrun.errors import OperationError
+from airflow_childrun.errors import ChildRunError, OperationError
 from airflow_childrun.model.config import RetryPolicy, RunConfig
 from airflow_childrun.model.events import DomainEvent, Event, RunCompleted, RunStarted, StateCompleted, StateEntered
 from airflow_childrun.model.manifest import RunManifest, build_manifest
@@ -34,6 +35,10 @@ WAIT_S = 20.0
 
 class Died(BaseException):
     """The process is dead: nothing that it still does counts."""
+
+
+DEATH = (Died, ChildRunError)
+"""What a caller sees of a process that died under it: its own end, or the driving thread's."""
 
 
 class World:
@@ -97,7 +102,7 @@ class Stage:
         return self.ctx.read(f"{self.manifest.op_id}.main.{key}")
 
 
-Handler = Callable[[Stage], None]
+Handler = Callable[[Stage], Any]
 
 
 def spawn_call(
@@ -143,7 +148,7 @@ class Op:
             for name, handler, meta in self.states
         )
         names = [name for name, _, _ in self.states]
-        pairs = self.edges if self.edges is not None else list(zip(names, names[1:], strict=False))
+        pairs = self.edges if self.edges is not None else list(pairwise(names))
         edges = tuple(Edge(self.state(a), self.state(b)) for a, b in pairs)
         return ExecutionPlan(self.op_id, self.version, nodes, edges)
 
@@ -307,7 +312,7 @@ class Lab:
         process = Process(Gate(self.store), self.world)
         registry = transports or TransportRegistry([FunctionTransport("world", process.answer)])
         process.house = House(
-            cast(Store, process.gate),
+            cast("Store", process.gate),
             shelf or self.shelf,
             policy or self.policy,
             registry,
@@ -386,8 +391,8 @@ class Lab:
 class Background:
     """A call in a thread of its own, to be joined with its result."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[..., Any], *args: Any) -> None:
+        self._work, self._args = work, args
         self.result: Any = None
         self.raised: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -395,7 +400,7 @@ class Background:
 
     def _run(self) -> None:
         try:
-            self.result = self._work()
+            self.result = self._work(*self._args)
         except BaseException as raised:
             self.raised = raised
 
@@ -411,11 +416,11 @@ class Background:
         return self.result
 
 
-def eventually(holds: Callable[[], bool]) -> None:
+def eventually(holds: Callable[..., bool], *args: Any) -> None:
     """Wait until something holds."""
     pause = threading.Event()
     for _ in range(int(WAIT_S * 200)):
-        if holds():
+        if holds(*args):
             return
         pause.wait(0.005)
     raise AssertionError("never held")

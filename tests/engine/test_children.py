@@ -15,7 +15,7 @@ from airflow_childrun.model.config import FanOutJoin, RunConfig
 from airflow_childrun.model.requests import AWAIT, SPAWN
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import RunRow
-from tests.engine.kit import Background, Lab, Shelf, Stage, await_call, eventually, spawn_call, wait_for
+from tests.engine.kit import DEATH, Background, Lab, Stage, await_call, eventually, spawn_call, wait_for
 
 
 def refusal(s: Stage, call: IoCall) -> tuple[str, str]:
@@ -76,6 +76,7 @@ def test_compact_await_answers_status_snapshot_id_and_output(lab: Lab):
 
 def test_a_failed_child_is_no_io_error(lab: Lab):
     """The parent gets Failed, the last good snapshot and the cause, and decides itself."""
+
     def fails(s: Stage) -> None:
         raise ValueError("broken leg")
 
@@ -206,6 +207,7 @@ def test_await_of_a_foreign_run_is_refused(lab: Lab):
 
 def test_nesting_is_limited(lab: Lab):
     """One level below the limit is refused, the run that asked lives on."""
+
     def nest(s: Stage) -> None:
         if s.input == 3:
             s.write("code", refusal(s, spawn_call("nest", "n", s.input + 1))[0])
@@ -297,7 +299,7 @@ def test_a_recorded_spawn_is_driven_again_after_a_crash_without_an_await(lab: La
         first.crash()
 
     lab.world.scripts["die"] = [die]
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         first.resume(run_id)
     gate.set()
     assert lab.process().resume(run_id).phase == "Completed"
@@ -334,7 +336,6 @@ def test_an_await_of_a_child_that_another_process_drives_waits_for_it(lab: Lab):
     first.stop_after_handler(run_id)
     first.resume(run_id)
     wait_for(at_work)
-    lab.store.close_session(lab.row(run_id).lease_session_id or UUID(int=0)) if False else None
     other = lab.process(owner="two")
     row: RunRow = lab.children(run_id)[0]
     waiting = Background(lambda: Supervisor(other.house).wait(row.run_id))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Sequence
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from airflow_childrun.engine.ports import IoCall
-from airflow_childrun.errors import ConcurrencyError, OtherStorageError, UnavailableError
+from airflow_childrun.errors import TransportError, UnavailableError
 from airflow_childrun.store.api import Commit, ReleaseLease, TakeLease
-from airflow_childrun.store.codec import decode_event
-from tests.engine.kit import Background, Lab, Stage, eventually, spawn_call, wait_for
+from tests.engine.kit import DEATH, Lab, Stage, retrying, spawn_call
 
 
 def shapes(commits: list[Commit]) -> list[list[str]]:
@@ -132,7 +131,7 @@ def test_spawn_commit_that_fails_leaves_neither_stream(lab: Lab):
             process.gate.die()
 
     process.gate.on_commit = at
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         process.resume(run_id)
     assert lab.names(run_id) == ["RunStarted", "StateEntered"]
     assert lab.children(run_id) == []
@@ -173,39 +172,35 @@ def test_call_many_with_the_same_key_twice_asks_once(lab: Lab):
 
 
 def test_facts_of_call_many_before_an_error_are_recorded_with_it(lab: Lab):
-    """What the world said before it failed is not asked again."""
-    lab.world.scripts["b"] = [OtherStorageError("no"), "fine"]
-    lab.put("op", lambda s: s.write("r", [r.response for r in s.io.call_many([_ask("a"), _ask("b")])]))
+    """What the world said before it failed is not asked again, and the error comes in the same commit."""
+    lab.world.scripts["b"] = [TransportError("down"), "fine"]
+
+    def handler(s: Stage) -> None:
+        s.io.call_many([IoCall("world", None, key) for key in ("a", "b", "c")])
+
+    lab.put("op", handler)
     process = lab.process()
-    run_id = process.create("op")
-    with pytest.raises(BaseException):
-        process.resume(run_id)
-    lab.process()
+    result = process.start("op", config=retrying(2))
+    assert result.phase == "Failed"
+    assert lab.world.counts == {"a": 1, "b": 1}
+    assert ["fact_recorded", "fact_failed"] in shapes(process.gate.commits)
 
 
-def _ask(key: str) -> IoCall:
-    return IoCall("world", None, key)
-
-
-def test_unknown_outcome_of_a_commit_is_settled_by_submitting_it_again(lab: Lab):
+def test_unknown_outcome_of_a_commit_is_settled_by_submitting_it_again(lab: Lab, monkeypatch: pytest.MonkeyPatch):
     """A connection lost after COMMIT duplicates nothing and loses nothing."""
     lab.put("op", lambda s: s.write("x", s.ask("k", 1)))
-    process = lab.process()
-    real = process.gate.store.commit
-    lost: list[int] = []
+    real = lab.store.commit
+    lost: set[UUID] = set()
 
-    def commit(commits: list[Commit]) -> Any:
+    def commit(commits: Sequence[Commit]) -> Any:
         answer = real(commits)
         if commits[0].commit_id not in lost:
-            lost.append(commits[0].commit_id)  # type: ignore[arg-type]
+            lost.add(commits[0].commit_id)
             raise UnavailableError("connection lost around COMMIT")
         return answer
 
-    process.gate.store.commit = commit  # type: ignore[method-assign]
-    try:
-        result = process.start("op")
-    finally:
-        process.gate.store.commit = real  # type: ignore[method-assign]
+    monkeypatch.setattr(lab.store, "commit", commit)
+    result = lab.process().start("op")
     assert result.phase == "Completed"
     assert lab.world.counts == {"k": 1}
     assert lab.names(result.run_id) == ["RunStarted", "StateEntered", "fact_recorded", "StateCompleted", "RunCompleted"]

@@ -11,7 +11,7 @@ from airflow_childrun.engine.fact_io import token
 from airflow_childrun.engine.ports import IoCall
 from airflow_childrun.errors import IoError, OtherIoError, StateError, TransportError
 from airflow_childrun.ids import child_run_id
-from tests.engine.kit import Lab, Stage, retrying, spawn_call
+from tests.engine.kit import DEATH, Lab, Stage, retrying, spawn_call
 
 
 def codes_of(work: Any) -> str:
@@ -161,7 +161,12 @@ def test_a_fact_recorded_after_a_forgotten_error_may_be_replaced(lab: Lab):
             a = s.ask("a")
         except TransportError:
             a = None
-        call = IoCall("local", a, "b", local=lambda waits: tokens.append(s.io.idempotency_token("b")) or {"sent": a})
+
+        def send(waits: Any) -> dict[str, Any]:
+            tokens.append(s.io.idempotency_token("b"))
+            return {"sent": a}
+
+        call = IoCall("local", a, "b", local=send)
         s.write("b", s.io.call(call).response)
         if a is None:
             raise ValueError("once")
@@ -319,7 +324,7 @@ def test_token_is_the_same_before_and_after_a_crash(lab: Lab):
     run_id = lab.process().create("op")
     first = lab.process()
     lab.world.scripts["k"] = [lambda request: first.crash()]
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         first.resume(run_id)
     assert lab.process().resume(run_id).phase == "Completed"
     assert lab.world.counts == {"k": 2}
@@ -329,6 +334,7 @@ def test_token_is_the_same_before_and_after_a_crash(lab: Lab):
 
 def test_fact_then_retryable_failure_reuses_the_fact(lab: Lab):
     """One call and one event over two attempts."""
+
     def handler(s: Stage) -> None:
         s.ask("k")
         if s.io.find_fact("second") is None:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from airflow_childrun.engine.ports import IoCall
-from airflow_childrun.errors import ErrorInfo, OtherIoError, StateError, TransportError
+from airflow_childrun.errors import (
+    Abandoned,
+    ChildRunError,
+    ErrorInfo,
+    OtherIoError,
+    OtherStorageError,
+    StateError,
+    TransportError,
+)
 from airflow_childrun.model.config import Duration, Exponential, Fixed, RetryPolicy, RunConfig
 from airflow_childrun.model.events import StateFailed
 from airflow_childrun.model.plan import StateMeta
@@ -16,7 +24,7 @@ from airflow_childrun.testing.clock import ManualClock
 from tests.engine.kit import Background, Lab, Stage, eventually, new_lab, retrying
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     """An exception without a text."""
 
     def __str__(self) -> str:
@@ -25,7 +33,8 @@ class Unspeakable(Exception):
 
 def odd_error() -> StateError:
     error = StateError("x")
-    error.info = ErrorInfo("\ud800odd", "Nonsense", "yes", "m" * 9000 + "\udfff", {"f": object()})  # type: ignore[arg-type]
+    odd: Any = ("\ud800odd", "Nonsense", "yes", "m" * 9000 + "\udfff", {"f": object()})
+    error.info = ErrorInfo(*odd)
     return error
 
 
@@ -51,7 +60,7 @@ def failures(lab: Lab, run_id: Any) -> list[StateFailed]:
         (StateError("mine", code="mine", retryable=True), "mine", True),
         (OtherIoError("io", code="io_x"), "io_x", False),
         (StateError("x", details={"f": float("nan"), "o": object()}), "state_failed", False),
-        (Unspeakable(), "handler_raised", True),
+        (UnspeakableError(), "handler_raised", True),
         (ValueError("half a pair \ud800"), "handler_raised", True),
         (odd_error(), "?odd", True),
     ],
@@ -158,7 +167,9 @@ def test_backoff_stands_in_the_log_and_is_exact_by_default(lab: Lab, policy: Any
         run = Background(lambda: process.start("op", config=retrying(4, backoff=policy)))
         ats: list[int] = []
         for wait in waits:
-            eventually(lambda: len(still.all_runs()) == 1 and len(failures(still, still.all_runs()[0].run_id)) > len(ats))
+            eventually(
+                lambda: len(still.all_runs()) == 1 and len(failures(still, still.all_runs()[0].run_id)) > len(ats)
+            )
             at = failures(still, still.all_runs()[0].run_id)[-1].retry_at
             assert at == clock.now_us() + wait
             ats.append(at)
@@ -183,7 +194,7 @@ def test_jitter_only_shortens_the_wait_by_the_given_part():
         at = failures(still, run_id)[0].retry_at or 0
         assert 50_000_000 <= at - clock.now_us() <= 100_000_000
         process.engine.close()
-        with pytest.raises(BaseException):
+        with pytest.raises(Abandoned):
             run.join()
 
 
@@ -197,7 +208,7 @@ def test_a_wait_beyond_every_clock_can_still_be_recorded(lab: Lab):
     eventually(lambda: lab.row(run_id).wake_at is not None)
     assert lab.row(run_id).wake_at is not None
     process.engine.close()
-    with pytest.raises(BaseException):
+    with pytest.raises(Abandoned):
         run.join()
 
 
@@ -226,6 +237,7 @@ def test_skip_tag_completes_a_state_without_its_handler(lab: Lab):
 
 def test_a_handler_that_swallows_an_interrupt_cannot_go_on_writing(lab: Lab):
     """After the store refused, the attempt stays open whatever the handler catches; the next process goes on."""
+
     def handler(s: Stage) -> None:
         try:
             s.ask("a")
@@ -238,8 +250,6 @@ def test_a_handler_that_swallows_an_interrupt_cannot_go_on_writing(lab: Lab):
 
     def refuse(number: int, commit: Any) -> None:
         if commit.steps[0].events and b"fact_recorded" in commit.steps[0].events[0].body:
-            from airflow_childrun.errors import OtherStorageError
-
             raise OtherStorageError("disk full")
 
     process.gate.on_commit = refuse
@@ -272,7 +282,9 @@ def test_an_event_that_cannot_be_stored_fails_the_handler_alone(lab: Lab):
     assert len(codes) == 4
 
 
-@pytest.mark.parametrize("raised", [ValueError("odd"), Unspeakable(), TransportError("down", details={"o": object()})])
+@pytest.mark.parametrize(
+    "raised", [ValueError("odd"), UnspeakableError(), TransportError("down", details={"o": object()})]
+)
 def test_whatever_a_transport_raises_is_recorded_and_delivered_again(lab: Lab, raised: Exception):
     """A crash right after the error does not ask the world again: the same error comes from the record."""
     lab.world.scripts["k"] = [raised]
@@ -281,8 +293,8 @@ def test_whatever_a_transport_raises_is_recorded_and_delivered_again(lab: Lab, r
     def handler(s: Stage) -> None:
         try:
             s.ask("k")
-        except Exception as error:
-            info = error.info  # type: ignore[attr-defined]
+        except ChildRunError as error:
+            info = error.info
             seen.append((type(error).__name__, info.code, info.message, info.details))
             s.write("error", info.code)
 

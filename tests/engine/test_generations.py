@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -9,11 +10,11 @@ import pytest
 
 from airflow_childrun.engine.fact_io import token
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.errors import ChildRunError, CorruptionError, IoError
+from airflow_childrun.errors import ChildRunError, CorruptionError, IoError, TransportError
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.runtime.nursery import continuation
+from airflow_childrun.runtime.generations import continuation
 from airflow_childrun.store.api import Commit, Committed
-from tests.engine.kit import Lab, Process, Stage
+from tests.engine.kit import DEATH, Lab, Process, Stage
 
 
 def continue_run(lab: Lab, process: Process, run_id: UUID) -> UUID:
@@ -31,6 +32,10 @@ def joined(s: Stage, end: dict[str, Any]) -> None:
     """Fail as the child did."""
     if end["status"] != "Completed":
         raise ValueError(f"a child ended {end['status']}")
+
+
+def raises(s: Stage) -> None:
+    raise ValueError("always")
 
 
 def only_child(lab: Lab, run_id: UUID, generation: int = 1) -> UUID:
@@ -72,8 +77,6 @@ def test_the_next_generation_starts_at_the_last_checkpoint(lab: Lab):
 
 def test_the_next_generation_forgets_what_the_failed_state_recorded_about_failures(lab: Lab):
     """The world is asked again where it had failed."""
-    from airflow_childrun.errors import TransportError
-
     lab.world.scripts["k"] = [TransportError("down"), "up"]
     lab.put("child", lambda s: s.write("r", s.ask("k")))
     lab.put("op", lambda s: s.join(s.spawn("child", "c"), "e"))
@@ -128,6 +131,7 @@ def test_a_failed_tree_of_three_levels_heals_downwards(lab: Lab):
 
 def test_a_child_that_fails_again_is_not_opened_for_ever(lab: Lab):
     """One generation of a child per generation of its parent: its second failure is recorded as the answer."""
+
     def leaf(s: Stage) -> None:
         s.ask("leaf")
         raise ValueError("for ever")
@@ -183,13 +187,11 @@ def test_healing_survives_a_crash_at_every_commit(lab: Lab):
 
 def test_a_continued_run_that_changed_is_refused(lab: Lab):
     """The next generation names the hash of what it continues."""
-    lab.put("child", lambda s: s.ask("k", s.io.find_fact("no")["x"]))  # type: ignore[index]
+    lab.put("child", raises)
     lab.put("op", lambda s: s.join(s.spawn("child", "c"), "e"))
     process = lab.process()
     first = only_child(lab, process.start("op").run_id)
     new = continue_run(lab, process, first)
-    from dataclasses import replace
-
     events = lab.store._events[first]
     events[-1] = replace(events[-1], hash="0" * 64)
     with pytest.raises(CorruptionError) as caught:
@@ -251,7 +253,7 @@ def halfway(lab: Lab) -> UUID:
     process = lab.process()
     run_id = process.create("op")
     lab.world.scripts["k"] = [lambda request: process.crash()]
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         process.resume(run_id)
     return run_id
 

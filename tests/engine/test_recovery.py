@@ -12,7 +12,7 @@ from airflow_childrun.errors import Abandoned, LeaseLost, NotFoundError, Unavail
 from airflow_childrun.model.config import Duration, Fixed
 from airflow_childrun.model.events import StateFailed
 from airflow_childrun.testing.clock import ManualClock
-from tests.engine.kit import Background, Lab, Process, Stage, eventually, new_lab, retrying, wait_for
+from tests.engine.kit import DEATH, Background, Lab, Process, Stage, eventually, new_lab, retrying, wait_for
 
 
 def recovered(lab: Lab, run_id: UUID) -> list[str | None]:
@@ -23,7 +23,7 @@ def crash_in_handler(lab: Lab, run_id: UUID, **limits: Any) -> Process:
     """Drive a run in a process that dies when the handler asks the world for `die`."""
     process = lab.process(**limits)
     lab.world.scripts["die"] = [lambda request: process.crash()]
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         process.resume(run_id)
     return process
 
@@ -68,7 +68,7 @@ def test_a_fact_sets_the_count_of_recoveries_to_zero(lab: Lab):
     for index in range(4):
         process = lab.process(recovery_limit=1)
         lab.world.scripts[f"die {index}"] = [lambda request, process=process: process.crash()]
-        with pytest.raises(BaseException):
+        with pytest.raises(DEATH):
             process.resume(run_id)
     assert lab.process(recovery_limit=1).resume(run_id).phase == "Completed"
     assert recovered(lab, run_id) == ["lapsed"] * 4
@@ -81,9 +81,9 @@ def test_owners_that_die_while_the_run_sleeps_are_not_counted():
         run_id = still.process().create("op")
         for tries in range(4):
             process = still.process(recovery_limit=0)
-            run = Background(lambda process=process: process.resume(run_id))
-            eventually(lambda tries=tries: len(still.attempts(run_id)) == tries + 1)
-            eventually(lambda process=process: sleeps(process))
+            run = Background(process.resume, run_id)
+            eventually(lambda wanted: len(still.attempts(run_id)) == wanted, tries + 1)
+            eventually(sleeps, process)
             process.crash()
             assert not run.is_done
         move(still, 10**9)
@@ -100,9 +100,9 @@ def test_owners_that_die_while_a_child_is_not_terminal_are_not_counted(lab: Lab)
     run_id = lab.process().create("op")
     for tries in range(3):
         process = lab.process(recovery_limit=9)
-        Background(lambda process=process: process.resume(run_id))
-        eventually(lambda tries=tries: len(lab.attempts(run_id)) == tries + 1 and len(lab.children(run_id)) == 1)
-        eventually(lambda tries=tries: len(lab.attempts(lab.children(run_id)[0].run_id)) == tries + 1)
+        Background(process.resume, run_id)
+        eventually(lambda wanted: len(lab.attempts(run_id)) == wanted and len(lab.children(run_id)) == 1, tries + 1)
+        eventually(lambda wanted: len(lab.attempts(lab.children(run_id)[0].run_id)) == wanted, tries + 1)
         process.crash()
     gate.set()
     assert lab.process(recovery_limit=9).resume(run_id).phase == "Completed"
@@ -122,8 +122,9 @@ def test_an_attempt_that_its_process_released_counts_as_nothing():
         run_id = still.process().create("op")
         for _ in range(3):
             process = still.process(recovery_limit=0)
-            run = Background(lambda process=process: process.resume(run_id))
-            eventually(lambda process=process: still.row(run_id).lease_expires_at is not None and sleeps(process))
+            run = Background(process.resume, run_id)
+            eventually(lambda: still.row(run_id).lease_expires_at is not None)
+            eventually(sleeps, process)
             process.engine.close()
             with pytest.raises(Abandoned):
                 run.join()
@@ -153,7 +154,7 @@ def move(lab: Lab, us: int) -> None:
 
 
 def given_up(run: Background) -> None:
-    """A resume that was given up raises Abandoned, unless somebody else has ended the run meanwhile."""
+    """Expect Abandoned of a resume that was given up, unless somebody else has ended the run meanwhile."""
     try:
         assert run.join().phase == "Completed"
     except Abandoned:
@@ -216,6 +217,7 @@ def test_the_session_ends_with_the_last_thread(lab: Lab):
 
 def test_close_ends_every_wait(lab: Lab):
     """A parent that awaits, a child that sleeps and a run in backoff are all given up, without any later repetition."""
+
     def flaky(s: Stage) -> None:
         if s.io.find_fact("tried") is None:
             s.io.record_value("tried", 1)
@@ -242,7 +244,7 @@ def test_close_ends_every_wait(lab: Lab):
     with pytest.raises(Abandoned):
         run.join()
     for held in (run_id, *by_op.values()):
-        eventually(lambda held=held: lab.row(held).lease_session_id is None)
+        eventually(lambda held: lab.row(held).lease_session_id is None, held)
     assert process.engine.supervisor.is_idle()
 
 
@@ -261,7 +263,7 @@ def test_close_lets_go_of_queued_runs(lab: Lab):
     first = Background(lambda: process.resume(busy))
     wait_for(at_work)
     second = Background(lambda: process.resume(queued))
-    eventually(lambda: not process.engine.supervisor.wait_while_active([busy], 0.0) == set())
+    eventually(lambda: bool(process.engine.supervisor.wait_while_active([busy], 0.0)))
     process.engine.close()
     with pytest.raises(Abandoned):
         second.join()
@@ -278,7 +280,7 @@ def test_two_engines_on_one_run_have_one_owner(lab: Lab):
     lab.put("op", lambda s: s.write("r", [s.ask(f"k{index}") for index in range(20)]))
     one, two = lab.process(owner="one"), lab.process(owner="two")
     run_id = one.create("op")
-    runs = [Background(lambda process=process: process.resume(run_id)) for process in (one, two)]
+    runs = [Background(process.resume, run_id) for process in (one, two)]
     results = [run.join() for run in runs]
     assert results[0] == results[1]
     assert results[0].phase == "Completed"
@@ -292,7 +294,7 @@ def test_two_engines_share_a_tree_without_repeating_a_call(lab: Lab):
     lab.put("op", lambda s: s.write("r", [end["status"] for end in s.fan_out("child", range(12))]))
     one, two = lab.process(owner="one", max_concurrency=2), lab.process(owner="two", max_concurrency=2)
     run_id = one.create("op")
-    runs = [Background(lambda process=process: process.resume(run_id)) for process in (one, two)]
+    runs = [Background(process.resume, run_id) for process in (one, two)]
     eventually(lambda: len(lab.children(run_id)) == 12)
     child_id = lab.children(run_id)[-1].run_id
     helper = Background(lambda: two.resume(child_id))
@@ -350,7 +352,7 @@ def test_a_lease_of_another_task_is_waited_for_until_its_session_is_over():
         assert recovered(still, run_id) == ["lapsed"]
 
 
-def test_no_call_starts_once_the_session_may_be_over(lab: Lab):
+def test_no_call_starts_once_the_session_may_be_over(lab: Lab, monkeypatch: pytest.MonkeyPatch):
     """A process that cannot renew stops acting before its lease ends, and goes on under a new session afterwards."""
     cut = threading.Event()
     lab.world.scripts["second"] = []
@@ -363,7 +365,7 @@ def test_no_call_starts_once_the_session_may_be_over(lab: Lab):
             raise UnavailableError("no route")
         return real(session_id, ttl_us)
 
-    lab.store.renew_session = renew  # type: ignore[method-assign]
+    monkeypatch.setattr(lab.store, "renew_session", renew)
 
     def handler(s: Stage) -> None:
         s.ask("first")

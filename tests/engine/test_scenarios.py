@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,16 +31,24 @@ from airflow_childrun.secret_policy import standard, strict
 from airflow_childrun.store.api import Artifact, Commit, RunStep
 from airflow_childrun.store.codec import encode_event, request_digest
 from airflow_childrun.transports.registry import FunctionTransport, LiveIoEnv, TransportRegistry
-from tests.engine.kit import Background, Lab, Stage, new_lab, wait_for
+from tests.engine.kit import DEATH, Background, Lab, Stage, new_lab, wait_for
 
 # -- 12.4 contexts and snapshots
 
 
 def test_s18_equal_contexts_have_one_snapshot_id(lab: Lab):
     """The order of writing does not matter."""
-    lab.put("op", lambda s: (s.write("a", 1), s.write("b", 2)) and None)
+
+    def writing(keys: str) -> Any:
+        def handler(s: Stage) -> None:
+            for key in keys:
+                s.write(key, ord(key))
+
+        return handler
+
+    lab.put("op", writing("ab"))
     one = lab.process().start("op")
-    lab.put("op", lambda s: (s.write("b", 2), s.write("a", 1)) and None)
+    lab.put("op", writing("ba"))
     assert lab.process().start("op").final_snapshot_id == one.final_snapshot_id
 
 
@@ -68,7 +77,7 @@ def test_s20_s22_a_snapshot_that_is_not_what_its_id_says_is_corruption(lab: Lab)
     process = lab.process()
     run_id = process.create("op")
     lab.world.scripts["die"] = [lambda request: process.crash()]
-    with pytest.raises(BaseException):
+    with pytest.raises(DEATH):
         process.resume(run_id)
     checkpoint = lab.row(run_id).checkpoint_snapshot_id
     kept = lab.store._artifacts[run_id][checkpoint]
@@ -102,7 +111,7 @@ def test_s23_s27_only_an_object_is_a_snapshot(body: bytes, code: str):
 @pytest.mark.parametrize(("profile", "kept"), [("Minimal", False), ("Normal", True), ("Verbose", True)])
 def test_s32_s33_s34_profiles_filter_what_a_handler_emits(lab: Lab, profile: Any, kept: bool):
     """Facts are always kept; a dropped event is no error."""
-    lab.put("op", lambda s: (s.ask("k"), s.rec.emit("mine", {"a": 1})) and None)
+    lab.put("op", lambda s: [s.ask("k"), s.rec.emit("mine", {"a": 1})])
     run_id = lab.process().start("op", config=RunConfig(event_profile=profile)).run_id
     assert ("mine" in lab.names(run_id)) is kept
     assert "fact_recorded" in lab.names(run_id)
@@ -154,8 +163,12 @@ def test_s36_a_missing_fact_is_retryable_if_the_run_says_so(lab: Lab, flag: bool
 
 def test_s37_s38_s39_the_longest_matching_group_serves_a_namespace(lab: Lab):
     """Prefixes end at dots; an unknown namespace is refused without its request."""
+
+    def named(group: str, call: IoCall, env: LiveIoEnv) -> str:
+        return group
+
     groups = ("proof", "evm", "local", "local.fs")
-    registry = TransportRegistry([FunctionTransport(group, lambda call, env, group=group: group) for group in groups])
+    registry = TransportRegistry([FunctionTransport(group, partial(named, group)) for group in groups])
     seen: list[str] = []
 
     def handler(s: Stage) -> None:
@@ -290,6 +303,7 @@ def test_a_run_id_is_taken_once(lab: Lab):
 
 def test_handlers_cannot_write_the_engines_events(lab: Lab):
     """The names of facts, linkage and waits are taken."""
+
     def handler(s: Stage) -> None:
         for name in ("fact_recorded", "child_run_spawned", "wait_opened", "host_try"):
             with pytest.raises(OtherRunError):
@@ -304,12 +318,15 @@ def test_handlers_cannot_write_the_engines_events(lab: Lab):
 
 def proof(lab: Lab) -> None:
     """Read a fact, apply an idempotent side effect, write the output; a parent spawns two and joins."""
+
     def effect(s: Stage) -> None:
         s.rec.emit("idempotency", {"key": f"effect {s.input}"})
         s.ask(f"effect {s.input}", {"token": s.io.idempotency_token(f"effect {s.input}")})
 
     def spawn(s: Stage) -> None:
-        s.write("child_refs", [s.spawn("proof", f"child_parent:spawn|op:top.main|i:{index}", index) for index in range(2)])
+        s.write(
+            "child_refs", [s.spawn("proof", f"child_parent:spawn|op:top.main|i:{index}", index) for index in range(2)]
+        )
 
     def join(s: Stage) -> None:
         refs = s.read("child_refs")
@@ -472,6 +489,7 @@ def test_s75_states_of_one_name_in_other_operations_do_not_collide(lab: Lab):
 
 def test_s77_s78_s79_output_or_cause_of_a_single_operation(lab: Lab):
     """A compact await tells the output, null where the last state wrote none, or the failed state's own code."""
+
     def fails(s: Stage) -> None:
         raise StateError("no stock", code="no_stock")
 
@@ -485,4 +503,6 @@ def test_s77_s78_s79_output_or_cause_of_a_single_operation(lab: Lab):
 
     lab.put("op", parent)
     run_id = lab.process().start("op").run_id
-    assert lab.final(run_id) == {"op.main.ends": {"good": [[1, 2], None], "mute": [None, None], "bad": [None, "no_stock"]}}
+    assert lab.final(run_id) == {
+        "op.main.ends": {"good": [[1, 2], None], "mute": [None, None], "bad": [None, "no_stock"]}
+    }

@@ -11,6 +11,6 @@ from tests.engine.kit import Lab, new_lab
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A store, a world and processes, closed at the end."""
+    """Make a store, a world and processes, closed at the end."""
     with new_lab() as made:
         yield made

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.errors import ChildRunError, IoError, OperationError, UnavailableError
+from airflow_childrun.errors import Abandoned, ChildRunError, IoError, OperationError, UnavailableError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.config import Duration, FanOutJoin, Fixed, RunConfig
 from airflow_childrun.model.events import StateFailed
@@ -171,7 +171,7 @@ def test_row25_an_interrupted_child_is_never_recorded_as_failed(lab: Lab):
     wait_for(at_work)
     process.engine.close()
     gate.set()
-    with pytest.raises(BaseException):
+    with pytest.raises(Abandoned):
         run.join()
     assert lab.names(run_id) == ["RunStarted", "StateEntered", "fact_recorded", "child_run_spawned"]
     assert lab.process().resume(run_id).phase == "Completed"
@@ -180,6 +180,7 @@ def test_row25_an_interrupted_child_is_never_recorded_as_failed(lab: Lab):
 
 def test_row26_a_compact_await_records_the_output_and_not_the_snapshot(lab: Lab):
     """What io.await_child and io.map record stays small however large the child's context is."""
+
     def child(s: Stage) -> None:
         s.write("large", "x" * 100_000)
         s.ctx.write(s.state_id, "small")
@@ -293,6 +294,7 @@ def test_row31_an_invalid_plan_leaves_no_run_behind(lab: Lab):
 
 def test_row32_time_and_chance_are_found_again_after_retries(lab: Lab):
     """A run that needed three attempts replays to the same snapshot."""
+
     def handler(s: Stage) -> None:
         s.write("t", [s.io.now_millis(), s.io.random_bytes(4).hex()])
         if s.io.find_fact("tries") is None:
@@ -308,6 +310,7 @@ def test_row32_time_and_chance_are_found_again_after_retries(lab: Lab):
 
 def test_row33_runs_can_be_asked_how_they_stand(lab: Lab):
     """Events have times; a row tells status, parent, root, times and what failed."""
+
     def fails(s: Stage) -> None:
         raise ValueError("x")
 

@@ -37,10 +37,11 @@ def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:
     return [row for row in rows if _started(store, row).parent_close_policy == "cancel"]
 
 
-def cancel_run(house: House, run_id: UUID, reason: str) -> dict[UUID, str]:
+def cancel_run(house: House, run_id: UUID, reason: str, *, kind: str = CANCEL) -> dict[UUID, str]:
     """Ask a run and everything below it to end; what nobody owns ends here, leaves first.
 
     :param reason: stands in the histories
+    :param kind: ``cancel``, or ``close`` where a parent's end is the cause and a later try may take it back
     :raises SecretsDetectedError: if the reason holds a secret
     :returns: by run id, ``cancelled`` (it ended now), ``requested`` (its owner will end it), ``already_terminal``
     """
@@ -49,13 +50,21 @@ def cancel_run(house: House, run_id: UUID, reason: str) -> dict[UUID, str]:
     for row in _leaves_first(house.store, run_id):
         if row.kind == "task_instance":
             continue
-        post = InboxPost(row.run_id, house.entropy.new_id(), CANCEL, request_body(reason))
-        posted = house.patience.attempt(lambda: house.store.post([post]))[post.post_id]  # noqa: B023
-        if posted is None:
-            outcome[row.run_id] = "already_terminal"
-        else:
+        if _ask(house, row.run_id, reason, kind):
             outcome[row.run_id] = "cancelled" if end_unowned(house, row.run_id) else "requested"
+        else:
+            outcome[row.run_id] = "already_terminal"
     return outcome
+
+
+def _ask(house: House, run_id: UUID, reason: str, kind: str) -> bool:
+    """Post a request, unless one of this kind stands; False if the run has ended."""
+    standing = standing_request(house.patience.attempt(lambda: house.store.read_inbox(run_id)))
+    if standing is not None and standing.kind == kind:
+        row = house.find_run(run_id)
+        return row is not None and not row.is_terminal
+    post = InboxPost(run_id, house.entropy.new_id(), kind, request_body(reason))
+    return house.patience.attempt(lambda: house.store.post([post]))[post.post_id] is not None
 
 
 def end_unowned(house: House, run_id: UUID) -> bool:

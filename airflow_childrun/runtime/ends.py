@@ -30,7 +30,8 @@ def ends_of(store: Store, rows: Sequence[RunRow], *, compact: bool) -> dict[UUID
         for row in rows:
             if row.root_run_id == root and row.final_snapshot_id is not None and row.final_snapshot_id not in found:
                 raise NotFoundError(
-                    f"the final snapshot of run {row.run_id} is missing; run `childrun verify`", code="artifact_not_found"
+                    f"the final snapshot of run {row.run_id} is missing; run `childrun verify`",
+                    code="artifact_not_found",
                 )
         bodies |= {(root, id_): body for id_, body in found.items()}
     outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in {row.plan_id for row in rows}}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from airflow_childrun.canonical import artifact_id, canonical_json_bytes
 from airflow_childrun.engine.history import RunHistory
-from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_step
 from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import ENGINE, HOST_TRY, DomainEvent, Event, RunStarted
+from airflow_childrun.model.events import HOST_TRY, DomainEvent
+from airflow_childrun.runtime.closing import withdraw_posts
 from airflow_childrun.runtime.generations import newest_of
 from airflow_childrun.runtime.histories import is_drifted, load_history
+from airflow_childrun.runtime.host_stream import HostStream
 from airflow_childrun.runtime.host_tree import Opening, TreeKeeper, WantedChild, known_of
 from airflow_childrun.runtime.host_try import (
     HostCoordinates,
@@ -30,21 +30,11 @@ from airflow_childrun.runtime.host_try import (
 )
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import (
-    AirflowCoordinates,
-    Artifact,
-    Commit,
-    Committed,
-    Conflict,
-    InboxPost,
     Owner,
     RunRow,
-    RunStep,
     TakeLease,
 )
-from airflow_childrun.store.codec import encode_event
-from airflow_childrun.store.projection import moves_of
 
-HOST_OP_ID = "task_instance"
 CHUNK = 200
 OnPlanChange = Literal["fail", "respawn"]
 
@@ -88,23 +78,14 @@ class HostRun:
         self._facts = facts
         self._airflow = dict(airflow)
         self._root = coordinates.root_run_id()
-        self._row: RunRow | None = None
         self._history: RunHistory | None = None
-        self._head, self._epoch = 0, 0
+        self._label = f"{coordinates.label} try {facts.try_number}"
+        self._stream = HostStream(house, coordinates, self._label, self._airflow)
 
     @property
     def root_run_id(self) -> UUID:
         """The tree: that of the DAG run."""
         return self._root
-
-    @property
-    def _incarnation(self) -> int:
-        """A number that every later try of this task instance exceeds."""
-        return (self._row.generation if self._row else 1) * 2**32 + self._epoch
-
-    @property
-    def _label(self) -> str:
-        return f"{self._coordinates.label} try {self._facts.try_number}"
 
     def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> Opened:
         """Begin the try with the list of its children, and make those exist that do not yet.
@@ -125,7 +106,8 @@ class HostRun:
         for entry in listed:
             if action_of(entry, known) in ("spawn", "respawn"):
                 keeper.check(by_key[entry.key], entry.generation)
-        self._begin(kind, [*listed, *self._carried(kind, awaited=True)])
+        taken = [known[entry.key].row for entry in listed if entry.key in known]
+        self._begin(kind, [*listed, *self._carried(kind, awaited=True)], taken)
         self._close_vanished(kind, last, listed, known)
         ran = self._open(keeper, by_key, listed, known)
         return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran)
@@ -147,7 +129,7 @@ class HostRun:
                 listed.append(Listed(str(slot_id), row.generation + 1, row.run_id, awaited=True))
             else:
                 listed.append(Listed(str(slot_id), row.generation, awaited=True))
-        self._begin(kind, [*self._carried(kind, awaited=False), *listed])
+        self._begin(kind, [*self._carried(kind, awaited=False), *listed], newest.values())
         opened = [newest[UUID(entry.key)] for entry in listed if entry.continues is not None]
         ran = self._commit_openings([keeper.resume(row) for row in opened])
         newest |= newest_of(self._house.store, (row.slot_id for row in opened))
@@ -160,11 +142,11 @@ class HostRun:
         """Find the newest host run and say what this try is to it."""
         first = self._coordinates.run_id()
         rows = newest_of(self._house.store, [first])
-        self._row = rows.get(first)
-        if self._row is None:
+        row = rows.get(first)
+        if row is None:
             return "first", []
-        self._history = load_history(self._house.store, self._row.run_id)
-        self._head, self._epoch = self._row.head.seq, self._row.head.epoch
+        self._history = load_history(self._house.store, row.run_id)
+        self._stream.adopt(row)
         kind = kind_of(self._last_try(None), self._facts)
         if kind == "stale":
             raise HostError(
@@ -185,65 +167,25 @@ class HostRun:
         return listed_of(self._last_try(kind), awaited=awaited) if kind == "same" else []
 
     def _host_id(self, kind: Kind) -> UUID:
-        if self._row is None:
+        row = self._stream.row
+        if row is None:
             return self._coordinates.run_id()
-        return self._coordinates.run_id(self._row.generation + 1) if kind == "recreated" else self._row.run_id
+        return self._coordinates.run_id(row.generation + 1) if kind == "recreated" else row.run_id
 
-    def _begin(self, kind: Kind, listed: Sequence[Listed]) -> None:
-        """Write ``host_try``: from here on only this try appends."""
+    def close(self, run_ids: Iterable[UUID], reason: str, grace_us: int = 0) -> bool:
+        """Ask this task's children to end after a grace; see :meth:`HostStream.close`."""
+        return self._stream.close(run_ids, reason, grace_us)
+
+    def _begin(self, kind: Kind, listed: Sequence[Listed], taken: Iterable[RunRow]) -> None:
+        """Write ``host_try``: from here on only this try appends; what asked the children to end is taken back."""
         payload = {**self._facts.to_json(), "kind": kind, "keys": [entry.to_json() for entry in listed]}
         event = DomainEvent(name=HOST_TRY, payload=payload)
         if kind in ("first", "recreated"):
-            self._create(kind, event)
+            self._stream.create(event)
         else:
-            self._append([event], lease=TakeLease(None))
+            self._stream.append([event], posts=withdraw_posts(self._house, taken), lease=TakeLease(None))
         # Whoever drove this task's children before is superseded by the session that the first lease opens.
-        self._house.keeper.owner = Owner(self._label, str(self._coordinates.run_id()), self._incarnation)
-
-    def _create(self, kind: Kind, event: DomainEvent) -> None:
-        """Create the host run; over a deleted one, fence that off and ask its children to end."""
-        host_id = self._host_id(kind)
-        old = self._row if kind == "recreated" else None
-        generation = old.generation + 1 if old else 1
-        started, artifacts = self._started(generation)
-        lineage = Lineage(host_id, self._root, slot_id=self._coordinates.run_id(), generation=generation)
-        where = AirflowCoordinates(
-            self._coordinates.dag_id,
-            self._coordinates.dag_run_id,
-            self._coordinates.task_id,
-            self._coordinates.map_index,
-        )
-        step = create_step(started, lineage, "task_instance", where)
-        events = (*step.events, encode_event(event))
-        create = RunStep(step.run_id, 0, None, events, moves_of([started, event]), create=step.create)
-        steps: list[RunStep] = [create]
-        posts: list[InboxPost] = []
-        if old is not None:
-            steps.append(RunStep(old.run_id, old.head.seq, old.head.epoch, lease=TakeLease(None)))
-            posts = self._close_posts(row for row in self._house.store.children_of(old.run_id))
-        answer = self._submit(Commit(self._house.entropy.new_id(), tuple(steps), artifacts, tuple(posts)))
-        if isinstance(answer, Conflict):
-            raise self._conflict(answer, answer.run_id)
-        self._head, self._epoch = answer.heads[host_id].seq, answer.heads[host_id].epoch
-        self._row = self._house.store.find_run(host_id)
-
-    def _started(self, generation: int) -> tuple[RunStarted, tuple[Artifact, ...]]:
-        body = canonical_json_bytes({"airflow": self._airflow})
-        manifest = Artifact(self._root, artifact_id(body), MANIFEST, body)
-        snapshot = Artifact(self._root, artifact_id(b"{}"), SNAPSHOT, b"{}")
-        started = RunStarted(
-            op_id=HOST_OP_ID,
-            manifest_id=manifest.id,
-            initial_snapshot_id=snapshot.id,
-            engine=ENGINE,
-            kind="task_instance",
-            op_version="1",
-            root_run_id=str(self._root),
-            generation=generation,
-            slot_id=str(self._coordinates.run_id()) if generation > 1 else None,
-            airflow=self._airflow,
-        )
-        return started, (manifest, snapshot)
+        self._house.keeper.owner = Owner(self._label, str(self._coordinates.run_id()), self._stream.incarnation)
 
     def _known_only_before(
         self, host_id: UUID, last: Sequence[Listed], known: Mapping[str, Known], newest: Mapping[UUID, RunRow]
@@ -280,17 +222,7 @@ class HostRun:
             return
         still = {entry.key for entry in listed}
         gone = [known[entry.key].row for entry in last if entry.key not in still and entry.key in known]
-        posts = self._close_posts(gone)
-        if posts:
-            self._house.patience.attempt(lambda: self._house.store.post(posts))
-
-    def _close_posts(self, rows: Any) -> list[InboxPost]:
-        body = canonical_json_bytes({"reason": "no longer listed", "host_run_id": str(self._coordinates.run_id())})
-        return [
-            InboxPost(row.run_id, self._house.entropy.new_id(), "close", body)
-            for row in rows
-            if not row.is_terminal and row.kind == "operation"
-        ]
+        self._stream.end((row.run_id for row in gone), "a clear's list does not name it any more")
 
     def _open(
         self,
@@ -329,48 +261,7 @@ class HostRun:
         events = [event for opening in chunk for event in opening.events]
         steps = tuple(step for opening in chunk for step in opening.steps)
         unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
-        return self._append(events, steps, tuple(unique.values()))
-
-    def _append(
-        self,
-        events: Sequence[Event],
-        steps: tuple[RunStep, ...] = (),
-        artifacts: tuple[Artifact, ...] = (),
-        lease: TakeLease | None = None,
-    ) -> bool:
-        """Append to the host's stream; False if a run to be created by the same commit is there already."""
-        if self._row is None:
-            raise AssertionError(self._coordinates)
-        host_id = self._row.run_id
-        encoded = tuple(encode_event(event) for event in events)
-        step = RunStep(host_id, self._head, self._epoch, encoded, moves_of(events), lease=lease)
-        commit = Commit(self._house.entropy.new_id(), (step, *steps), artifacts)
-        answer = self._submit(commit)
-        if isinstance(answer, Conflict):
-            if answer.reason == "exists":
-                return False
-            raise self._conflict(answer, host_id)
-        self._head, self._epoch = answer.heads[host_id].seq, answer.heads[host_id].epoch
-        return True
-
-    def _submit(self, commit: Commit) -> Committed | Conflict:
-        return self._house.patience.attempt(lambda: self._house.committer.submit(commit))
-
-    def _conflict(self, conflict: Conflict, host_id: UUID) -> HostError:
-        """Say who came in between: another try of this task, or whoever drives one of its children."""
-        if conflict.run_id == host_id:
-            return HostError(
-                f"{self._label} is not the newest try any more: another one has begun meanwhile. It stops here and "
-                "changes nothing further",
-                code="stale_attempt",
-                retryable=True,
-            )
-        return HostError(
-            f"child run {conflict.run_id} is being driven by another process, so that this try cannot open its next "
-            "generation; a retry tries again",
-            code="child_run_busy",
-            retryable=True,
-        )
+        return self._stream.append(events, steps, tuple(unique.values()))
 
     def _slot(self, host_id: UUID, entry: Listed) -> Slot:
         slot_id = child_run_id(host_id, entry.key)

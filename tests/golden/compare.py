@@ -48,7 +48,7 @@ def compare_anew(scenario: Scenario, ours: Performance, explained: Explained) ->
                 f"at the crash, {line}" for line in compare_streams(recorded(scenario, "at_crash"), at_crash, explained)
             ]
         found += compare_streams(recorded(scenario), ours.side(), explained) + comparison.calls(calls)
-    found += comparison.replays() + comparison.artifacts(found)
+    found += comparison.replays() + comparison.artifacts(found) + ours.unverified
     rules.check_linkage(ours.side(), {}, explained)
     return comparison.named("anew", found)
 
@@ -59,6 +59,7 @@ def compare_imported(scenario: Scenario, ours: Performance, explained: Explained
     calls = scenario["world_calls"]
     found = comparison.outcomes() + compare_streams(recorded(scenario), ours.side(), explained)
     found += comparison.calls(calls[calls.index(RESUME) :]) + comparison.replays(imported=True)
+    found += ours.unverified
     rules.check_linkage(ours.side(), recorded(scenario, "at_crash").streams, explained)
     return comparison.named("imported", found)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import RunManifest, build_manifest
+from airflow_childrun.store.verify import verify_tree
 from airflow_childrun.testing.histories import import_history
 from tests.golden.recording import RESUME, RESUME_AGAIN, Scenario, Side, facts_of, recorded, topmost
 from tests.golden.script import OPERATIONS, VERSION, run_config_of
@@ -27,6 +28,7 @@ class Performance:
     :param calls: what reached the world, with the recordings' markers
     :param artifacts: by id, kind and bytes
     :param replays: by run id, snapshot or error
+    :param unverified: what ``verify`` finds wrong with the trees at the end
     """
 
     outcomes: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +38,7 @@ class Performance:
     calls: list[Any] = field(default_factory=list)
     artifacts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     replays: dict[str, Any] = field(default_factory=dict)
+    unverified: list[str] = field(default_factory=list)
 
     def side(self) -> Side:
         """Return our end."""
@@ -88,6 +91,11 @@ def _finish(stage: Stage, done: Performance) -> Performance:
     done.streams = stage.streams()
     done.artifacts = stage.artifacts()
     done.replays = stage.replays()
+    done.unverified = [
+        f"verify: {finding}"
+        for root_run_id in {row.root_run_id for row in stage.rows()}
+        for finding in verify_tree(stage.store, root_run_id)
+    ]
     return done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,7 +86,8 @@ class Io:
         :param retry: how often it may be tried again after an exception, with growing waits, or a whole policy
         :param allow_keys: names of keys in the result that the secret policy lets through
         :raises OtherIoError: code ``step_failed``, once no further try is left; recorded, so raised again on re-entry
-        :raises InputError: code ``value_not_encodable``, if the arguments cannot be recorded
+        :raises InputError: codes ``value_not_encodable``, if the arguments cannot be recorded; ``step_unnamed``,
+            ``step_async``
         """
         name = _name_of(function)
         full_key = self._key(key, name)
@@ -153,10 +155,11 @@ class Io:
         """
         elements = list(inputs)
         keys = self._keys_of(operation, elements, key)
-        calls = [
-            IoCall(SPAWN, _spawn_request(operation, element, config, run_config, timeout_s), full_key)
-            for element, full_key in zip(elements, keys, strict=True)
-        ]
+        calls = []
+        for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
+            with in_element(index, f"io.map({operation.name})"):
+                request = _spawn_request(operation, element, config, run_config, timeout_s)
+            calls.append(IoCall(SPAWN, request, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
         return self._await_all(children, operation)
@@ -263,5 +266,10 @@ def _name_of(function: Callable[..., Any]) -> str:
     if not name or name == "<lambda>":
         raise InputError(
             "a step needs a function with a name, since its name is its key; define one with def", code="step_unnamed"
+        )
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise InputError(
+            f"the step {name!r} is async; make it a plain def (which may call asyncio.run), and several at once children",
+            code="step_async",
         )
     return str(name)

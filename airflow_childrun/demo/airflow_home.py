@@ -194,9 +194,9 @@ class AirflowHome:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for process in self._components.values():
-                process.poll()
             time.sleep(0.02)
+        for process in self._components.values():
+            process.wait()
 
 
 def free_port() -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from airflow_childrun.demo.airflow_home import AirflowHome as ThrowawayAirflow
 from airflow_childrun.demo.billing import BillingServer
 from airflow_childrun.hooks.connection import open_store, settings_from_url
 from airflow_childrun.store.api import RunFilter, RunRow, Store
@@ -48,7 +52,12 @@ def home(airflow_home: AirflowHome) -> AirflowHome:
 @pytest.fixture(scope="module")
 def store(home: AirflowHome) -> Store:
     """Give the store of that Airflow."""
-    return open_store(settings_from_url(f"sqlite:///{home.path}/childrun.db", None))
+    return open_url(f"sqlite:///{home.path}/childrun.db")
+
+
+def open_url(url: str) -> Store:
+    """Open a store by its URL."""
+    return open_store(settings_from_url(url, None))
 
 
 def outputs_of(store: Store, rows: list[RunRow], state: str = "main") -> list[Any]:
@@ -127,12 +136,14 @@ class OrdersApi:
     """Serves pages of orders, refuses the first request for each, and counts.
 
     :param requests: how often each (source, page) was asked for
+    :param on_request: called with (source, page) before a request is answered well
     """
 
     PAGES = 3
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
+        self.on_request: Callable[[str, int], None] = lambda *_: None
         self._lock = threading.Lock()
         api = self
 
@@ -146,10 +157,13 @@ class OrdersApi:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
-    def close(self) -> None:
-        """Stop."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
 
@@ -159,20 +173,14 @@ class OrdersApi:
         with self._lock:
             self.requests[source, page] += 1
             refused = self.requests[source, page] == 1
+        if not refused:
+            self.on_request(source, page)
         orders = [{"id": page * 10 + n, "day": f"2026-01-0{page}", "amount": f"{n}.10"} for n in range(1, 4)]
         body = json.dumps({"pages": self.PAGES, "orders": orders}).encode()
         request.send_response(503 if refused else 200)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
-
-
-@pytest.fixture
-def orders_api() -> Iterator[OrdersApi]:
-    """Give a flaky API."""
-    api = OrdersApi()
-    yield api
-    api.close()
 
 
 def rows_in(warehouse: Path) -> dict[str, int]:
@@ -183,23 +191,68 @@ def rows_in(warehouse: Path) -> dict[str, int]:
     return found
 
 
-def test_ingest_outlasts_a_flaky_api(home: AirflowHome, store: Store, orders_api: OrdersApi, tmp_path: Path) -> None:
-    """Each page is asked for until it is answered and never again; every state's result is checkpointed."""
-    done = home.airflow(
-        "dags",
-        "test",
-        "ingest",
-        AIRFLOW_CONN_ORDERS_API=orders_api.url,
-        AIRFLOW_CONN_WAREHOUSE=f"sqlite:///{tmp_path}/warehouse.db",
-    )
+@dataclass(frozen=True)
+class Ingested:
+    """An ingest that nothing disturbed but the API itself."""
+
+    requests: Counter[tuple[str, int]]
+    rows: dict[str, int]
+    children: list[RunRow]
+
+
+@pytest.fixture(scope="module")
+def ingested(home: AirflowHome, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    """Run the example once."""
+    warehouse = tmp_path_factory.mktemp("ingest") / "warehouse.db"
+    with OrdersApi() as api:
+        connections = {
+            "AIRFLOW_CONN_ORDERS_API": api.url,
+            "AIRFLOW_CONN_WAREHOUSE": f"sqlite:///{warehouse}",
+        }
+        done = home.airflow("dags", "test", "ingest", **connections)
     assert done.status == 0, done.text
-    assert set(orders_api.requests.values()) == {2}
-    assert len(orders_api.requests) == 9
-    assert rows_in(tmp_path / "warehouse.db") == {"web": 9, "shop": 9, "partner": 9}
-    children = newest_children(store, "ingest")
-    assert sorted(outputs_of(store, children, "summarise"), key=lambda output: output["source"]) == [
+    return Ingested(api.requests, rows_in(warehouse), newest_children(store, "ingest"))
+
+
+def test_ingest_outlasts_a_flaky_api(store: Store, ingested: Ingested) -> None:
+    """Each page is asked for until it is answered and never again; every state's result is checkpointed."""
+    assert set(ingested.requests.values()) == {2}
+    assert len(ingested.requests) == 9
+    assert ingested.rows == {"web": 9, "shop": 9, "partner": 9}
+    outputs = outputs_of(store, ingested.children, "summarise")
+    assert sorted(outputs, key=lambda output: output["source"]) == [
         {"source": source, "rows": 9, "amount": "18.90"} for source in ("partner", "shop", "web")
     ]
+
+
+@pytest.mark.stack
+@pytest.mark.fault
+def test_ingest_killed_within_a_call_ends_as_if_nothing_had_happened(ingested: Ingested, tmp_path: Path) -> None:
+    """SIGKILL while a page is on its way: the retry asks for that page alone, and the result has the same id."""
+    api, task = OrdersApi(), "/dags/ingest/dagRuns/killed/taskInstances/ingest"
+    connections = {"orders_api": api.url, "warehouse": f"sqlite:///{tmp_path}/warehouse.db"}
+    with api, ThrowawayAirflow([EXAMPLES / "ingest.py"], connections=connections) as airflow:
+        airflow.prepare()
+        airflow.start()
+        killed: list[int] = []
+
+        def kill(source: str, page: int) -> None:
+            if (source, page) == ("shop", 2) and not killed:
+                killed.append(airflow.get(task)["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+
+        api.on_request = kill
+        airflow.trigger("ingest", "killed")
+        airflow.wait_for("ingest to succeed", lambda: airflow.get(task)["state"] in ("success", "failed"), 120)
+        assert airflow.get(task)["try_number"] == 2, airflow.task_log()
+        assert airflow.get(task)["state"] == "success", airflow.task_log()
+        ends = {row.final_snapshot_id for row in newest_children(open_url(airflow.store_url), "ingest")}
+    assert len(killed) == 1
+    # One request was refused, one answered; those in flight at the kill were made again, at most one for each child.
+    assert api.requests["shop", 2] == 3
+    assert sum(api.requests.values()) <= 9 * 2 + 3
+    assert rows_in(tmp_path / "warehouse.db") == {"web": 9, "shop": 9, "partner": 9}
+    assert ends == {row.final_snapshot_id for row in ingested.children}
 
 
 # ----------------------------------------------------------------------------------------------------- company report

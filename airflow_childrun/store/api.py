@@ -169,7 +169,8 @@ class RunStep:
 
     :param expected_head: seq of the last event that the caller knows; 0 with ``create``
     :param epoch: the run row's epoch *before* this step; None with ``create``, or for a writer who fences by head alone
-    :param lease: moves the lease in the same transaction. Events of the step carry the epoch *after* it
+    :param lease: moves the lease in the same transaction. Events of the step carry the epoch *after* it. A step that ends
+        the run leaves it without owner
     """
 
     run_id: UUID

@@ -278,6 +278,9 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
         epoch, owner = epoch + 1, step.lease.session_id
     elif isinstance(step.lease, ReleaseLease):
         owner = None
+    if step.moves.status in TERMINAL:
+        # The commit that ends a run may be the first of its owner's: it takes the lease, and cannot give it back as well.
+        owner = None
     events = _chain(step, row.head, commit_id, epoch, at)
     picture.writes.events.extend(events)
     for event, new in zip(events, step.events, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_childrun.errors import OtherStorageError
-from airflow_childrun.store.api import Conflict, Owner, ReleaseLease, RunFilter, RunStep, Store, TakeLease
+from airflow_childrun.store.api import Conflict, Moves, Owner, ReleaseLease, RunFilter, RunStep, Store, TakeLease
 from airflow_childrun.testing.store_harness import (
     StoreHarness,
     append,
@@ -100,6 +100,14 @@ class LeaseContract:
         first = opened(harness, "", 1)
         opened(harness, "", 2)
         assert store.renew_session(first, harness.ttl_us) is not None
+
+    def test_a_run_that_has_ended_has_no_owner(self, harness: StoreHarness, store: Store) -> None:
+        """Also where the commit that ends it is the first of its owner's, and takes the lease."""
+        run_id = start(store)
+        append(store, run_id, "end", lease=TakeLease(opened(harness)), moves=Moves(status="Cancelled"))
+        row = store.find_run(run_id)
+        assert row is not None
+        assert (row.lease_session_id, row.head.epoch) == (None, 1)
 
     def test_a_released_run_is_free(self, harness: StoreHarness, store: Store) -> None:
         """The owner goes, the epoch stays."""

@@ -1,0 +1,48 @@
+"""Replays schedules: ``python -m tests.simulation SEED [SEED ...]``, or ``--count N --first SEED`` for many."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+
+from tests.simulation.run import simulate
+
+
+def main() -> int:
+    """Run seeds; exit 1 if one fails."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("seeds", nargs="*", type=int)
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--keep-going", action="store_true", help="print one line per failing seed and go on")
+    given = parser.parse_args()
+    began, failed = time.monotonic(), 0
+    seeds = given.seeds or range(given.first, given.first + given.count)
+    for seed in seeds:
+        try:
+            done = simulate(seed) if not given.keep_going else _quietly(seed)
+        except Exception as error:
+            failed += 1
+            if given.keep_going:
+                print(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
+                continue
+            traceback.print_exc()
+            return 1
+        if given.seeds:
+            print(done.report())
+    print(f"{len(seeds)} schedules, {failed} failed, {time.monotonic() - began:.1f} s")
+    return 1 if failed else 0
+
+
+def _quietly(seed: int):
+    from tests.simulation.run import Simulation
+
+    simulation = Simulation(seed)
+    simulation.run()
+    return simulation
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ from airflow_childrun.hooks.elements import SpawnOrder, wanted_children
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.operations import make_resolver
 from airflow_childrun.hooks.results import (
+    SHOWN,
     FailureMode,
     Results,
     check_ends,
@@ -94,7 +95,7 @@ class ChildRunHook(BaseHook):
         def work() -> list[RunRow]:
             return task.spawn(wanted_children(order, policy), clear, on_plan_change)
 
-        rows = self._carry_out(task, work)
+        rows = self._carry_out(task, work, is_last_try=place.is_last_try)
         return [handle_of(row, key, self.childrun_conn_id) for row, key in zip(rows, _keys(task, rows), strict=True)]
 
     def spawn_and_await(
@@ -117,9 +118,10 @@ class ChildRunHook(BaseHook):
 
         def work() -> list[dict[str, Any]]:
             rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
-            return self._ends(task, rows, results)
+            return self._ends(task, rows, results, failure_mode)
 
-        return _checked(self._carry_out(task, work), failure_mode)
+        found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
+        return found
 
     def await_runs(
         self,
@@ -135,12 +137,13 @@ class ChildRunHook(BaseHook):
         :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
         """
         read = [read_handle(handle) for handle in handles]
-        task, _, _ = self._begin(context)
+        task, _, place = self._begin(context)
 
         def work() -> list[dict[str, Any]]:
-            return self._ends(task, task.attach(read), results)
+            return self._ends(task, task.attach(read), results, failure_mode)
 
-        return _checked(self._carry_out(task, work), failure_mode)
+        found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
+        return found
 
     def abandon(self) -> None:
         """Give up what a running task of this hook drives; the next try goes on."""
@@ -220,9 +223,10 @@ class ChildRunHook(BaseHook):
         store_settings = read_store_settings(self.childrun_conn_id)
         place = read_place(context, store_settings.deployment_id)
         policy = strict() if settings.preset == "strict" else standard(registered_secrets)
-        observer = TaskObserver()
+        store = self._open(store_settings)
+        observer = TaskObserver(store)
         house = House(
-            store=self._open(store_settings),
+            store=store,
             resolver=make_resolver(settings, place.dag_file),
             policy=policy,
             limits=self._limits(settings),
@@ -239,16 +243,25 @@ class ChildRunHook(BaseHook):
             session_ttl_s=settings.session_ttl_s,
         )
 
-    def _ends(self, task: HostTask, rows: Sequence[RunRow], results: Results) -> list[dict[str, Any]]:
+    def _ends(
+        self, task: HostTask, rows: Sequence[RunRow], results: Results, failure_mode: FailureMode
+    ) -> list[dict[str, Any]]:
         keys = _keys(task, rows)
         ended = task.drive(rows)
         found = results_of(task.store, ended, keys, self.childrun_conn_id, results)
+        if failure_mode == "raise":
+            bad = [row for row in ended if row.status != "Completed"]
+            check_ends(found, {str(row.run_id): task.name_of(row) for row in bad[:SHOWN]})
         check_size(found, read_settings().xcom_max_bytes)
         return found
 
-    def _carry_out(self, task: HostTask, work: Any) -> Any:
+    def _carry_out(self, task: HostTask, work: Any, *, is_last_try: bool) -> Any:
         try:
             return task.in_background(work)
+        except ChildRunError as error:
+            if is_last_try or not error.retryable:
+                task.in_background(task.fail_for_good)
+            raise
         finally:
             task.in_background(task.close)
 
@@ -276,9 +289,3 @@ def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:
 
 def _keys(task: HostTask, rows: Sequence[RunRow]) -> list[str]:
     return [task.key_of(row) for row in rows]
-
-
-def _checked(results: list[dict[str, Any]], failure_mode: FailureMode) -> list[dict[str, Any]]:
-    if failure_mode == "raise":
-        check_ends(results)
-    return results

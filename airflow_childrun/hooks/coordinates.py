@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ class TaskPlace:
 
     :param airflow: what children are told: dag_id, run_id, logical_date, data_interval_start, data_interval_end
     :param dag_file: the file that the DAG was parsed from
+    :param retry_delay_s: how long Airflow waits before a retry, at first
     """
 
     coordinates: HostCoordinates
@@ -24,6 +25,12 @@ class TaskPlace:
     airflow: Mapping[str, Any]
     dag_file: str | None
     conf: Mapping[str, Any]
+    retry_delay_s: int = 0
+
+    @property
+    def is_last_try(self) -> bool:
+        """Whether Airflow makes no further try by itself."""
+        return self.facts.try_number > self.facts.max_tries
 
 
 def read_place(context: Any, deployment_id: str) -> TaskPlace:
@@ -57,7 +64,9 @@ def read_place(context: Any, deployment_id: str) -> TaskPlace:
     task = context.get("task")
     dag = getattr(task, "dag", None) if task is not None else None
     conf = getattr(dag_run, "conf", None) or {}
-    return TaskPlace(coordinates, facts, airflow, getattr(dag, "fileloc", None), conf)
+    retry_delay = getattr(task, "retry_delay", None)
+    retry_delay_s = round(retry_delay.total_seconds()) if isinstance(retry_delay, timedelta) else 0
+    return TaskPlace(coordinates, facts, airflow, getattr(dag, "fileloc", None), conf, retry_delay_s)
 
 
 def _micros(moment: datetime | None) -> int:

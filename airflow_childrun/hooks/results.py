@@ -14,6 +14,7 @@ from airflow_childrun.store.api import RunRow, Store
 Results = Literal["values", "references"]
 FailureMode = Literal["raise", "return"]
 SHOWN = 10
+NO_NAMES: Mapping[str, str] = {}
 
 
 def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
@@ -63,15 +64,16 @@ def check_size(results: Sequence[Mapping[str, Any]], limit: int) -> None:
         )
 
 
-def check_ends(results: Sequence[Mapping[str, Any]]) -> None:
+def check_ends(results: Sequence[Mapping[str, Any]], names: Mapping[str, str] = NO_NAMES) -> None:
     """Raise if children did not complete.
 
+    :param names: by child run id, how people know a child, where its key tells them little
     :raises ChildRunFailedError: code ``child_run_failed``; retryable if a retry of the task may help
     """
     bad = [result for result in results if result["status"] != "Completed"]
     if not bad:
         return
-    lines = [f"  {result['key']}: {_reason(result)}" for result in bad[:SHOWN]]
+    lines = [f"  {names.get(result['child_run_id'], result['key'])}: {_reason(result)}" for result in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN} more")
     final = all(result["error"] is not None and not result["error"]["retryable"] for result in bad)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from airflow_childrun.errors import ChildRunError, HostError
+from airflow_childrun.errors import ChildRunError, HostError, Interrupt
 from airflow_childrun.hooks.coordinates import TaskPlace
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
@@ -22,9 +22,9 @@ from airflow_childrun.store.api import RunRow, Store
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
 REPORT_EVERY_S = 10.0
-STOPPED = (
-    "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
-)
+SHORTEST_GRACE_S = 120
+GRACE_AFTER_RETRY_S = 60
+STOPPED = "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
 KINDS: Mapping[Kind, str] = {
     "first": "first try",
     "same": "same try, come back",
@@ -60,6 +60,8 @@ class HostTask:
         self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
         self._supervisor = Supervisor(house)
         self._progress = Progress()
+        self._rows_driven: Sequence[RunRow] = ()
+        self._grace_us = max(SHORTEST_GRACE_S, place.retry_delay_s + GRACE_AFTER_RETRY_S) * 1_000_000
         self._told_to_leave = False
         self._waiting: Monitor | None = None
 
@@ -70,6 +72,10 @@ class HostTask:
 
     def key_of(self, row: RunRow) -> str:
         """Return the key of one of the task's children."""
+        return self._observer.key(row)
+
+    def name_of(self, row: RunRow) -> str:
+        """Return how people know one of the task's children."""
         return self._observer.name(row)
 
     def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> list[RunRow]:
@@ -100,6 +106,7 @@ class HostTask:
 
         :raises ChildRunError: if one cannot be driven here; the others have ended then
         """
+        self._rows_driven = rows
         self._progress.total = len(rows)
         waiting = {row.run_id for row in rows if not row.is_terminal}
         self._progress.ended = len(rows) - len(waiting)
@@ -125,6 +132,7 @@ class HostTask:
         monitor = self._house.scheduler.monitor()
 
         def close() -> None:
+            self._ask_children_to_end("the task was told to stop", self._grace_us)
             self.close()
             with monitor:
                 left.append(True)
@@ -138,6 +146,16 @@ class HostTask:
         if self._waiting is not None:
             with self._waiting:
                 self._waiting.notify_all()
+
+    def fail_for_good(self) -> None:
+        """Ask the children to end that have not: no further try of this task will come by itself."""
+        self._ask_children_to_end("its task failed", 0)
+
+    def _ask_children_to_end(self, reason: str, grace_us: int) -> None:
+        try:
+            self._host.close([row.run_id for row in self._rows_driven], reason, grace_us)
+        except (ChildRunError, Interrupt) as error:
+            _log.warning("the children of this task could not be asked to end: %s; see `childrun recover`", error)
 
     def in_background(self, work: Callable[[], T]) -> T:
         """Run ``work`` beside the main thread, which waits, interruptible by signals, and reports meanwhile.

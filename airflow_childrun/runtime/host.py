@@ -79,6 +79,7 @@ class HostRun:
         self._airflow = dict(airflow)
         self._root = coordinates.root_run_id()
         self._history: RunHistory | None = None
+        self._has_begun = False
         self._label = f"{coordinates.label} try {facts.try_number}"
         self._stream = HostStream(house, coordinates, self._label, self._airflow)
 
@@ -173,8 +174,8 @@ class HostRun:
         return self._coordinates.run_id(row.generation + 1) if kind == "recreated" else row.run_id
 
     def close(self, run_ids: Iterable[UUID], reason: str, grace_us: int = 0) -> bool:
-        """Ask this task's children to end after a grace; see :meth:`HostStream.close`."""
-        return self._stream.close(run_ids, reason, grace_us)
+        """Ask this task's children to end after a grace; see :meth:`HostStream.close`. A try that did not begin asks nobody."""
+        return self._has_begun and self._stream.close(run_ids, reason, grace_us)
 
     def _begin(self, kind: Kind, listed: Sequence[Listed], taken: Iterable[RunRow]) -> None:
         """Write ``host_try``: from here on only this try appends; what asked the children to end is taken back."""
@@ -184,6 +185,7 @@ class HostRun:
             self._stream.create(event)
         else:
             self._stream.append([event], posts=withdraw_posts(self._house, taken), lease=TakeLease(None))
+        self._has_begun = True
         # Whoever drove this task's children before is superseded by the session that the first lease opens.
         self._house.keeper.owner = Owner(self._label, str(self._coordinates.run_id()), self._stream.incarnation)
 

@@ -7,8 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.canonical import artifact_id, canonical_json_bytes
-from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_step
 from airflow_childrun.engine.inbox import CLOSE
+from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_step
 from airflow_childrun.errors import HostError
 from airflow_childrun.model.events import ENGINE, DomainEvent, Event, RunStarted
 from airflow_childrun.runtime.closing import cancel_run, close_posts

@@ -55,7 +55,7 @@ def measure(url: str, count: int, concurrency: int, *, profile: bool) -> None:
     policy = standard(lambda: frozenset({"a-secret-of-airflow"}))
     facts = TryFacts(UUID(int=1), 1, 2, 0, 0)
     place = TaskPlace(HostCoordinates(str(SystemEntropy().new_id()), "bench", "run", "task"), facts, {}, None, {})
-    observer = TaskObserver()
+    observer = TaskObserver(store)
     limits = Limits(max_concurrency=concurrency)
     house = House(store=store, resolver=RegistryResolver(), policy=policy, limits=limits, observer=observer)
     task = HostTask(house, place, observer)

@@ -108,7 +108,7 @@ class HostLab(Lab):
     def begin(self, task: AirflowTask, **limits: Any) -> Try:
         """Begin a try in a process of its own."""
         process = self.process(owner="", **limits)
-        return Try(HostTask(process.house, task.place, TaskObserver()), process)
+        return Try(HostTask(process.house, task.place, TaskObserver(process.house.store)), process)
 
     def wanted(self, op: str, inputs: Sequence[Any], *, version: str = "1", context: Any = None) -> list[WantedChild]:
         """Return one child per element, named by it, or by its ``id``."""

@@ -78,7 +78,7 @@ def is_alive(pid: int) -> bool:
 @pytest.fixture
 def slow_spawns(records: Records) -> Iterator[None]:
     """Make every row of a parcel take 5 ms, so that its spawn can be met half way."""
-    with records.store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with records.store.database.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in (
             "CREATE FUNCTION childrun.dawdle() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$",

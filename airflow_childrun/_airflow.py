@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
@@ -55,6 +55,7 @@ __all__ = [
     "metadata_url",
     "read_metadata_connection",
     "registered_secrets",
+    "task_is_active",
     "write_metadata_connection",
 ]
 
@@ -190,6 +191,35 @@ def connection_from_secrets(conn_id: str) -> Any:
 
     _initialise()
     return StoredConnection.get_connection_from_secrets(conn_id)
+
+
+def task_is_active(dag_id: str, dag_run_id: str, task_id: str, map_index: int, last_try: Mapping[str, Any]) -> bool:
+    """Whether a task instance runs, or will by itself: asked of the metadata database, for an administrator's process.
+
+    A later try than ``last_try`` counts as well; a DAG run that is over, or gone, has no active tasks.
+    """
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+
+    with metadata_session() as session:
+        run = session.query(DagRun).filter(DagRun.dag_id == dag_id, DagRun.run_id == dag_run_id).one_or_none()
+        if run is None or str(run.state) in {"success", "failed"}:
+            return False
+        found = (
+            session.query(TaskInstance)
+            .filter(
+                TaskInstance.dag_id == dag_id,
+                TaskInstance.run_id == dag_run_id,
+                TaskInstance.task_id == task_id,
+                TaskInstance.map_index == map_index,
+            )
+            .one_or_none()
+        )
+        if found is None:
+            return False
+        # A later try may be anywhere; the one that is recorded is over once Airflow says so.
+        is_later = str(found.id) != str(last_try.get("ti_id"))
+        return is_later or str(found.state) not in {"success", "failed", "skipped", "upstream_failed", "removed"}
 
 
 def command_classes() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

@@ -130,6 +130,12 @@ _PURGE = Command(
         _JSON,
     ),
 )
+_RECOVER = Command(
+    "recover",
+    "Sweep up runs that nobody owns: end what is to end, say what is left. Safe at any time.",
+    "airflow_childrun.cli.recover:run",
+    (*_STORE, _JSON),
+)
 _RUNS = Group(
     "runs",
     "Look at runs.",
@@ -176,5 +182,5 @@ _RUNS = Group(
     ),
 )
 
-COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _CANCEL, _PURGE, _VERIFY, _DEMO)
+COMMANDS: tuple[Command | Group, ...] = (_INIT, _CHECK, _MIGRATE, _RUNS, _CANCEL, _RECOVER, _PURGE, _VERIFY, _DEMO)
 """All commands, in the order in which one meets them."""

@@ -150,6 +150,8 @@ class HostTask:
     def fail_for_good(self) -> None:
         """Ask the children to end that have not: no further try of this task will come by itself."""
         self._ask_children_to_end("its task failed", 0)
+        rows = self._house.store.get_runs(row.run_id for row in self._rows_driven)
+        self._host.end((row.run_id for row in rows.values() if not row.is_terminal), "its task failed")
 
     def _ask_children_to_end(self, reason: str, grace_us: int) -> None:
         try:

@@ -34,7 +34,12 @@ def withdraw_posts(house: House, rows: Iterable[RunRow]) -> list[InboxPost]:
 def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:
     """Return those runs that have not ended and whose spawn recorded the policy ``cancel``."""
     rows = [row for row in store.get_runs(run_ids).values() if not row.is_terminal]
-    return [row for row in rows if _started(store, row).parent_close_policy == "cancel"]
+    return [row for row in rows if close_policy(store, row) == "cancel"]
+
+
+def close_policy(store: Store, row: RunRow) -> str | None:
+    """Return what a run's spawn recorded for the end of its parent; None in V1, which means ``abandon``."""
+    return _started(store, row).parent_close_policy
 
 
 def cancel_run(house: House, run_id: UUID, reason: str, *, kind: str = CANCEL) -> dict[UUID, str]:

@@ -177,6 +177,11 @@ class HostRun:
         """Ask this task's children to end after a grace; see :meth:`HostStream.close`. A try that did not begin asks nobody."""
         return self._has_begun and self._stream.close(run_ids, reason, grace_us)
 
+    def end(self, run_ids: Iterable[UUID], reason: str) -> None:
+        """End children now, as far as nobody owns them."""
+        if self._has_begun:
+            self._stream.end(run_ids, reason)
+
     def _begin(self, kind: Kind, listed: Sequence[Listed], taken: Iterable[RunRow]) -> None:
         """Write ``host_try``: from here on only this try appends; what asked the children to end is taken back."""
         payload = {**self._facts.to_json(), "kind": kind, "keys": [entry.to_json() for entry in listed]}

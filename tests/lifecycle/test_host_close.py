@@ -1,0 +1,100 @@
+"""What becomes of a task's children when the task is told to stop, fails for good, or never comes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_childrun.runtime.recover import sweep
+from airflow_childrun.store.api import RunRow
+from tests.engine.kit import Stage
+from tests.host.kit import AirflowTask, HostLab, Try
+
+
+@pytest.fixture
+def lab() -> Iterator[HostLab]:
+    made = HostLab()
+    yield made
+    made.close()
+
+
+def rows_of(lab: HostLab, rows: list[RunRow]) -> list[RunRow]:
+    found = lab.store.get_runs(row.run_id for row in rows)
+    return [found[row.run_id] for row in rows]
+
+
+def kinds(lab: HostLab, row: RunRow) -> list[str]:
+    return [entry.kind for entry in lab.store.read_inbox(row.run_id)]
+
+
+def begun(lab: HostLab, task: AirflowTask, started: threading.Event) -> tuple[Try, list[RunRow]]:
+    """Begin a try whose child hangs in a durable sleep."""
+    one = lab.begin(task)
+    rows = one.spawn(lab.wanted("sleeps", ["a"]))
+    threading.Thread(target=lambda: _ignore_abandoned(one, rows), daemon=True).start()
+    assert started.wait(10)
+    return one, rows
+
+
+def _ignore_abandoned(one: Try, rows: list[RunRow]) -> None:
+    try:
+        one.host.drive(rows)
+    except BaseException:
+        return
+
+
+@pytest.fixture
+def started(lab: HostLab) -> threading.Event:
+    event = threading.Event()
+
+    def sleeps(stage: Stage) -> None:
+        event.set()
+        stage.io.sleep("nap", 3_600_000_000)
+
+    lab.put("sleeps", sleeps)
+    return event
+
+
+def test_a_kill_asks_the_children_to_end_and_a_retry_takes_it_back(lab: HostLab, started: threading.Event) -> None:
+    task = AirflowTask()
+    one, rows = begun(lab, task, started)
+    one.host.leave(within_s=10)
+    assert kinds(lab, rows[0]) == ["close"]
+    assert not rows_of(lab, rows)[0].is_terminal
+    two = lab.begin(task.retry())
+    two.spawn(lab.wanted("sleeps", ["a"]))
+    assert kinds(lab, rows[0]) == ["close", "withdraw"]
+    assert sweep(two.process.house, lambda _at, _last: "active").ended == []
+
+
+def test_a_zombie_closes_nothing(lab: HostLab, started: threading.Event) -> None:
+    task = AirflowTask()
+    one, rows = begun(lab, task, started)
+    lab.begin(task.retry()).spawn(lab.wanted("sleeps", ["a"]))
+    one.host.leave(within_s=10)
+    assert kinds(lab, rows[0]) == []
+
+
+def test_a_task_that_fails_for_good_ends_what_nobody_owns(lab: HostLab, started: threading.Event) -> None:
+    one = lab.begin(AirflowTask())
+    rows = one.spawn(lab.wanted("sleeps", ["a", "b"]))
+    one.host._rows_driven = rows
+    one.host.fail_for_good()
+    assert {row.status for row in rows_of(lab, rows)} == {"Cancelled"}
+    assert not started.is_set()
+
+
+def test_the_sweep_follows_what_airflow_says_of_the_task(lab: HostLab, started: threading.Event) -> None:
+    one = lab.begin(AirflowTask())
+    rows = one.spawn(lab.wanted("sleeps", ["a"]))
+    house = lab.begin(AirflowTask(task_id="another")).process.house
+    assert sweep(house, lambda _at, _last: "active").awaited == [rows[0].run_id]
+    assert list(sweep(house, lambda _at, _last: "unknown").left) == [rows[0].run_id]
+    assert not rows_of(lab, rows)[0].is_terminal
+    assert sweep(house, lambda _at, _last: "over").ended == [rows[0].run_id]
+    assert rows_of(lab, rows)[0].status == "Cancelled"
+    again = sweep(house, lambda _at, _last: "over")
+    assert (again.ended, again.left) == ([], {})
+    assert not started.is_set()

@@ -256,7 +256,7 @@ class ReplayIo(FactIo):
     def _unkeyed(self, call: IoCall) -> IoResult:
         raise MissingFactKeyError(f"replay cannot answer a call to {call.namespace} without a fact key")
 
-    def _may_supersede(self, fact: Fact) -> bool:
+    def _may_supersede(self, fact: Fact) -> bool:  # noqa: ARG002 - replay replaces nothing
         return False
 
     def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
@@ -265,13 +265,13 @@ class ReplayIo(FactIo):
     def sleep(self, key: str, delay_us: int) -> None:
         """Replay waits for nothing."""
 
-    def _record(self, key: str, body: bytes, digest: str) -> str:
+    def _record(self, key: str, body: bytes, digest: str) -> str:  # noqa: ARG002 - nor does it record
         raise self._missing(key)
 
     def _fresh_time(self) -> bytes:
         raise self._missing("now_millis")
 
-    def _fresh_bytes(self, size: int) -> bytes:
+    def _fresh_bytes(self, size: int) -> bytes:  # noqa: ARG002 - nor is anything new
         raise self._missing("random_bytes")
 
     def _missing(self, key: str) -> MissingFactError:

@@ -35,7 +35,7 @@ cleaned: list[str] = []
 
 
 def reached(name: str) -> str:
-    """A step that tells the test how far an operation is."""
+    """Tell the test how far an operation is."""
     began.setdefault(name, threading.Event()).set()
     return name
 

@@ -54,6 +54,8 @@ class Operation:
         self._build = build
         self.states: dict[str, State] = {}
         self.clean_up: State | None = None
+        # Input fields and plan of the states as they stand, for an operation whose config does not change them.
+        self._known: tuple[dict[str, inspect.Parameter], ExecutionPlan] | None = None
         self.place = Place.of_caller(build)
         REGISTRY.register(self)
 
@@ -128,6 +130,7 @@ class Operation:
                 code="missing_idempotency_key",
             )
         self.states[state.name] = state
+        self._known = None
 
     def plan(self, manifest: RunManifest) -> ExecutionPlan:
         """Return the plan of a run.
@@ -136,7 +139,8 @@ class Operation:
         :raises InputError: if input or config do not fit
         """
         states = self._states_for(manifest.op_config)
-        fields = self.input_fields(states)
+        known = self._known if self._build is None else None
+        fields = known[0] if known else self.input_fields(states)
         self._arguments(manifest.input, fields)
         prefix = f"{self.name}.{MAIN_STEP}."
 
@@ -147,14 +151,19 @@ class Operation:
             return deepcopy(manifest.op_config)
 
         nodes = tuple(build_node(state, prefix, states, read_arguments, read_config) for state in states.values())
-        edges = tuple(
-            Edge(prefix + source, prefix + state.name) for state in states.values() for source in state.sources(states)
-        )
         clean_up = None
         if self.clean_up is not None:
             clean_up = build_node(self.clean_up, prefix, states, read_arguments, read_config)
+        if known is not None:
+            return known[1].with_handlers(nodes, clean_up)
+        edges = tuple(
+            Edge(prefix + source, prefix + state.name) for state in states.values() for source in state.sources(states)
+        )
         code_digest = self._code_digest(states)
-        return ExecutionPlan(self.name, self.version, nodes, edges, on_cancel=clean_up, code_digest=code_digest)
+        plan = ExecutionPlan(self.name, self.version, nodes, edges, on_cancel=clean_up, code_digest=code_digest)
+        if self._build is None:
+            self._known = fields, plan
+        return plan
 
     def _states_for(self, config: Any) -> dict[str, State]:
         if self._build is None:
@@ -274,6 +283,7 @@ class _Draft(Operation):
         self._build = None
         self.states = {}
         self.clean_up = of.clean_up
+        self._known = None
 
 
 @overload

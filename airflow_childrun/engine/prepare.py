@@ -73,6 +73,7 @@ class Request:
 
     :param initial_context: full keys (``<op>.main.<key>``) and values
     :param snapshot_id: the checkpoint that a continuing generation starts at, instead of a context
+    :param is_checked: whoever read the request has held the manifest's input against the secret policy
     """
 
     manifest: RunManifest
@@ -81,11 +82,13 @@ class Request:
     parent_close_policy: Literal["cancel", "abandon"] | None = None
     airflow: Mapping[str, Any] | None = None
     deadline_at: int | None = None
+    is_checked: bool = False
 
 
-def check_manifest(manifest: RunManifest, policy: SecretPolicy) -> bytes:
+def check_manifest(manifest: RunManifest, policy: SecretPolicy | None) -> bytes:
     """Return the canonical bytes of a manifest that may be executed.
 
+    :param policy: None if the manifest's input was held against it before
     :raises InvalidPlanError: codes ``unsupported_execution_mode``, ``secrets_detected``, ``manifest_not_canonical``
     """
     if manifest.run_config.execution_mode != "Sequential":
@@ -93,7 +96,8 @@ def check_manifest(manifest: RunManifest, policy: SecretPolicy) -> bytes:
             "execution_mode FanOutJoin is not supported; spawn child runs instead", code="unsupported_execution_mode"
         )
     try:
-        policy.check(manifest.input_params, "the run manifest")
+        if policy is not None:
+            policy.check(manifest.input_params, "the run manifest")
         return manifest.canonical_bytes()
     except SecretsDetectedError as error:
         raise InvalidPlanError(
@@ -131,7 +135,7 @@ def prepare_run(request: Request, lineage: Lineage, resolver: PlanResolver, poli
     :raises OperationError: if the operation is unknown or not reachable
     :raises InputError: if the input does not fit
     """
-    manifest_body = check_manifest(request.manifest, policy)
+    manifest_body = check_manifest(request.manifest, None if request.is_checked else policy)
     plan = resolver.resolve(request.manifest)
     if plan.op_id != request.manifest.op_id:
         raise InvalidPlanError(

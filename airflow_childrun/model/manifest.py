@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -34,10 +35,14 @@ class RunManifest(Wire):
     build: BuildProvenance = BuildProvenance()
 
     def canonical_bytes(self) -> bytes:
-        """Return the bytes whose SHA-256 is the manifest id.
+        """Return the bytes whose SHA-256 is the manifest id; a manifest is written once and does not change.
 
         :raises CanonicalError: if the config or the input is not canonical JSON
         """
+        return self._written
+
+    @cached_property
+    def _written(self) -> bytes:
         return canonical_json_bytes(self.to_json())
 
     @property

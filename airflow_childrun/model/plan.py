@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from airflow_childrun.canonical import artifact_id, canonical_json_bytes
@@ -83,12 +84,28 @@ class ExecutionPlan:
 
     def description_bytes(self) -> bytes:
         """Return the canonical bytes of :meth:`describe`; their SHA-256 is the plan id."""
-        return canonical_json_bytes(self.describe())
+        return self._description
 
-    @property
+    @cached_property
     def plan_id(self) -> str:
         """The plan digest: the artifact id of the plan's description."""
-        return artifact_id(self.description_bytes())
+        return artifact_id(self._description)
+
+    @cached_property
+    def _description(self) -> bytes:
+        return canonical_json_bytes(self.describe())
+
+    def with_handlers(self, states: Sequence[StateNode], on_cancel: StateNode | None) -> ExecutionPlan:
+        """Return this plan with other handlers: what is known of the graph is not worked out again.
+
+        :param states: the same states in the same order
+        """
+        by_id = {node.id: node for node in states}
+        known = {"plan_id": self.plan_id, "_description": self._description}
+        nodes = {"states": tuple(states), "order": tuple(by_id[node.id] for node in self.order)}
+        made = object.__new__(ExecutionPlan)
+        made.__dict__.update(self.__dict__ | known | nodes | {"on_cancel": on_cancel})
+        return made
 
 
 def _describe(node: StateNode, edges: tuple[Edge, ...]) -> dict[str, Any]:

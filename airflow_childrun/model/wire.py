@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_childrun.errors import InputError
+
+_SCALARS = frozenset({str, int, bool, type(None)})
 
 
 class Wire(BaseModel):
@@ -21,11 +24,11 @@ class Wire(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Return the wire shape: plain dicts, lists, strings, integers, booleans and None."""
-        fields = type(self).model_fields
+        values = self.__dict__
         return {
-            name: _plain(value)
-            for name, value in self
-            if name not in self._added or value != fields[name].get_default(call_default_factory=True)
+            name: value if type(value := values[name]) in _SCALARS else _plain(value)
+            for name, is_added, default in _layout(type(self))
+            if not is_added or values[name] != default
         }
 
     @classmethod
@@ -55,6 +58,15 @@ def complaints(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(str(part) for part in found['loc']) or 'value'}: {found['msg']}"
         for found in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+@cache
+def _layout(cls: type[Wire]) -> tuple[tuple[str, bool, Any], ...]:
+    """Return name, whether it came after V1, and default of each field."""
+    return tuple(
+        (name, name in cls._added, field.get_default(call_default_factory=True))
+        for name, field in cls.model_fields.items()
     )
 
 

@@ -16,7 +16,7 @@ from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import Commit, Conflict, RunRow
-from airflow_childrun.transports.child_runs import ChildRunBinding
+from airflow_childrun.transports.child_requests import ChildRunBinding
 from airflow_childrun.transports.registry import LiveIoEnv, Router
 
 Phase = Literal["Running", "Completed", "Failed", "Cancelled"]

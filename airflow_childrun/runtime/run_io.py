@@ -15,7 +15,8 @@ from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.nursery import RunNursery
 from airflow_childrun.runtime.waiting import Hold, RunWaits
 from airflow_childrun.store.api import RunRow
-from airflow_childrun.transports.child_runs import ChildRunBinding, ChildRunTransport
+from airflow_childrun.transports.child_requests import ChildRunBinding
+from airflow_childrun.transports.child_runs import ChildRunTransport
 from airflow_childrun.transports.registry import LiveIoEnv, Router, TransportRegistry
 
 

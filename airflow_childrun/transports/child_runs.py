@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.ports import Extras, IoCall, Journal, Reply, RunIdentity, Superseded
-from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, check_context, prepare_run
-from airflow_childrun.errors import ChildRunError, ErrorInfo, IoError, MissingFactKeyError, OtherIoError
-from airflow_childrun.ids import child_run_id, is_op_id
+from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, prepare_run
+from airflow_childrun.errors import ChildRunError, IoError, MissingFactKeyError, OtherIoError
+from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
-from airflow_childrun.model.manifest import RunManifest, build_manifest, manifest_id
-from airflow_childrun.model.requests import (
-    AWAIT,
-    SPAWN,
-    AwaitRequest,
-    SpawnRequest,
-    SpawnResponse,
-    read_await_request,
-    read_spawn_request,
-)
+from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import RunRow, RunStep
+from airflow_childrun.transports.child_requests import (
+    Wanted,
+    child_mismatch,
+    child_request_digest,
+    conflict,
+    engine_failed,
+    read_wanted,
+    spawn_digest,
+)
 from airflow_childrun.transports.registry import LiveIoEnv
 from airflow_childrun.transports.v1_gaps import linkage_of
 
@@ -73,16 +70,6 @@ class Nursery(Protocol):
         """Whether the linkage event of the fact under a key stands in the asking run's stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A spawn request, read and built."""
-
-    request: SpawnRequest
-    manifest: RunManifest
-    manifest_id: str
-    snapshot_id: str
-
-
 class ChildRunTransport:
     """Serves one attempt of a parent.
 
@@ -106,10 +93,17 @@ class ChildRunTransport:
         self._resolver = resolver
         self._policy = policy
         self._max_depth = max_depth
+        # Requests are read and checked when they are bound, right before they are performed.
+        self._read: dict[str, tuple[IoCall, Wanted]] = {}
 
     def request_digest(self, call: IoCall) -> str:
         """Bind a spawn to what could change its result, an await to its child."""
-        return child_request_digest(call, self._identity, self._policy)
+        if call.namespace != SPAWN:
+            return child_request_digest(call, self._identity, self._policy)
+        wanted = read_wanted(call.request, self._policy)
+        if call.fact_key is not None:
+            self._read[call.fact_key] = call, wanted
+        return spawn_digest(wanted, self._identity)
 
     def mismatch(self, call: IoCall, recorded: Any) -> IoError:
         """Say what differs between the recorded spawn and this one."""
@@ -135,7 +129,10 @@ class ChildRunTransport:
         if call.fact_key is None:
             raise MissingFactKeyError("missing fact key for child-run call")
         if call.namespace == SPAWN:
-            return self._spawn(call.fact_key, read_wanted(call.request, self._policy), superseded)
+            known, wanted = self._read.pop(call.fact_key, (None, None))
+            if wanted is None or known is not call:
+                wanted = read_wanted(call.request, self._policy)
+            return self._spawn(call.fact_key, wanted, superseded)
         return self._await(read_await_request(call.request))
 
     def _spawn(self, key: str, wanted: Wanted, superseded: Superseded | None) -> Reply:
@@ -209,6 +206,7 @@ class ChildRunTransport:
     def _prepare(self, wanted: Wanted, lineage: Lineage) -> Prepared:
         request = Request(
             manifest=wanted.manifest,
+            is_checked=True,
             initial_context=wanted.request.initial_context,
             parent_close_policy=wanted.request.parent_close_policy or "abandon",
             airflow=self._identity.airflow,
@@ -280,77 +278,6 @@ class ChildRunTransport:
         return self._nursery.newest_generation(failed.slot_id)
 
 
-def read_wanted(value: Any, policy: SecretPolicy) -> Wanted:
-    """Read a spawn request and build its manifest.
-
-    :raises OtherIoError: codes ``child_run_request_invalid``, ``child_run_engine_failed``
-    """
-    request = read_spawn_request(value)
-    if not is_op_id(request.op_id):
-        raise _invalid("invalid child run op_id")
-    if request.initial_context is not None and not isinstance(request.initial_context, dict):
-        raise _invalid("initial_context must be an object of keys and values")
-    if request.run_config.io_mode != "Live":
-        raise _invalid("a live parent cannot have a child in replay mode")
-    manifest = build_manifest(
-        request.op_id,
-        request.op_version,
-        op_config=request.op_config,
-        input=request.input,
-        run_config=request.run_config,
-    )
-    try:
-        policy.check(manifest.input_params, "the child's manifest")
-        snapshot = check_context(request.initial_context, policy)
-        return Wanted(request, manifest, manifest_id(manifest), hashlib.sha256(snapshot).hexdigest())
-    except ChildRunError as error:
-        raise engine_failed(error, "ParsingInput") from None
-
-
-def child_request_digest(call: IoCall, identity: RunIdentity, policy: SecretPolicy) -> str:
-    """Return the digest of what could change the result: of a spawn its manifest, context and parent.
-
-    :raises IoError: if the request alone tells that it cannot be served
-    """
-    if call.namespace == SPAWN:
-        wanted = read_wanted(call.request, policy)
-        bound = [SPAWN, wanted.manifest_id, wanted.snapshot_id, str(identity.chain_id)]
-    elif call.namespace == AWAIT:
-        request = read_await_request(call.request)
-        bound = [AWAIT, request.child_run_id, request.child_manifest_id, "compact" if request.compact else "v1"]
-    else:
-        bound = [call.namespace]
-    return hashlib.sha256(canonical_json_bytes(bound)).hexdigest()
-
-
-def child_mismatch(call: IoCall, recorded: Any, policy: SecretPolicy) -> IoError:
-    """Return ``child_run_conflict`` naming what differs from the recorded spawn or await."""
-    if call.namespace == SPAWN and isinstance(recorded, Mapping):
-        same = recorded.get("child_manifest_id") == read_wanted(call.request, policy).manifest_id
-        return conflict("initial context" if same else "operation, configuration, input or run_config")
-    return OtherIoError(
-        f"the key {call.fact_key!r} holds another request; give the new one another key",
-        code="fact_request_mismatch",
-        category="ParsingInput",
-    )
-
-
-class ChildRunBinding:
-    """The pure half of the transport, for replay."""
-
-    def __init__(self, identity: RunIdentity, policy: SecretPolicy) -> None:
-        self._identity = identity
-        self._policy = policy
-
-    def request_digest(self, call: IoCall) -> str:
-        """Bind like the live transport."""
-        return child_request_digest(call, self._identity, self._policy)
-
-    def mismatch(self, call: IoCall, recorded: Any) -> IoError:
-        """Refuse like the live transport."""
-        return child_mismatch(call, recorded, self._policy)
-
-
 def spawned_event(parent: UUID, child: UUID, manifest: str, key: str | None, generation: int) -> DomainEvent:
     """Return the linkage event of a spawn: the three fields of V1, and which generation if not the first."""
     payload: dict[str, Any] = {
@@ -373,28 +300,3 @@ def completed_event(row: RunRow) -> DomainEvent:
         "final_snapshot_id": row.final_snapshot_id,
     }
     return DomainEvent(name=CHILD_RUN_COMPLETED, payload=payload)
-
-
-def conflict(what: str) -> OtherIoError:
-    """Return ``child_run_conflict``, naming what differs."""
-    return OtherIoError(
-        f"a child run exists under this key with a different {what}; give the new child another key",
-        code="child_run_conflict",
-        details={"differs": what},
-    )
-
-
-def engine_failed(error: ChildRunError, category: Any = None) -> OtherIoError:
-    """Return ``child_run_engine_failed`` with the cause's own code in the details."""
-    info: ErrorInfo = error.info
-    return OtherIoError(
-        f"the child run cannot be made: {info.message} [{info.code}]",
-        code="child_run_engine_failed",
-        category=category or info.category,
-        retryable=info.retryable,
-        details={"code": info.code},
-    )
-
-
-def _invalid(message: str) -> OtherIoError:
-    return OtherIoError(message, code="child_run_request_invalid", category="ParsingInput")

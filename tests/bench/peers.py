@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
@@ -126,7 +127,7 @@ def aggregate_replay(path: str, count: int) -> Measured:
             return uuid5(NAMESPACE_URL, name)
 
     with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+        Path(path).unlink()
     environment = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": path}
     application: Application[UUID] = Application(environment)
     ledger = Ledger(name="bench")

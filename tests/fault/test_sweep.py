@@ -1,0 +1,49 @@
+"""The short form of the failpoint sweep: a sample of all places, with real processes and real SIGKILLs.
+
+All places, in minutes: ``python -m tests.fault.sweep --url URL --seconds 3600``; another sample: ``CHILDRUN_SEED=n``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+SEED = os.environ.get("CHILDRUN_SEED", "1")
+
+
+def swept(url: str, seconds: int, faults: int) -> dict[str, int]:
+    """Sweep in a process of its own, which has no threads when it forks."""
+    command = [sys.executable, "-m", "tests.fault.sweep", "--url", url, "--seed", SEED]
+    command += ["--seconds", str(seconds), "--faults", str(faults)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, "\n".join(figures["problems"])
+    print(figures)
+    kills: dict[str, int] = {kind: figures[kind]["kills"] for kind in ("runs", "host")}
+    return kills
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def test_a_process_killed_at_any_place_changes_nothing(url: str) -> None:
+    """The next process ends every run alike; no fact is lost or doubled, no recorded call repeated."""
+    kills = swept(url, seconds=30, faults=1)
+    assert min(kills.values()) >= 5
+
+
+def test_processes_killed_one_after_the_other_change_nothing(url: str) -> None:
+    """Two in a row die, the second one wherever it had come to."""
+    kills = swept(url, seconds=14, faults=2)
+    assert min(kills.values()) >= 3

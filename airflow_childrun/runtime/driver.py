@@ -57,6 +57,9 @@ class RunDriver:
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
         history = house.patience.attempt(lambda: load_history(house.store, row.run_id))
+        if history.finished is not None:
+            # It ended after its row was read: whoever took the lease now would move a terminal run.
+            return "ended"
         manifest = house.patience.attempt(lambda: read_manifest(house.store, row.root_run_id, history.start))
         plan = house.resolver.resolve(manifest)
         house.patience.attempt(lambda: check_drift(house.store, row.root_run_id, history, plan))

@@ -75,17 +75,21 @@ class SessionKeeper:
         return session_id
 
     def _keep(self, session_id: UUID) -> None:
-        """Renew three times in a lifetime, until the session is closed or over."""
+        """Renew three times in a lifetime, sooner after a failure, until the session is closed or over."""
+        pause_s = self._ttl_s / 3
         while True:
             with self._monitor:
-                self._monitor.wait(self._ttl_s / 3)
+                self._monitor.wait(pause_s)
                 if self._session_id != session_id:
                     return
             before = self._scheduler.now_s()
             try:
                 renewed = self._store.renew_session(session_id, self._ttl_us)
             except StorageError:
+                # Two failures in a row at the normal pace would cost every lease of this process.
+                pause_s = self._ttl_s / 15
                 continue
+            pause_s = self._ttl_s / 3
             with self._monitor:
                 if self._session_id != session_id:
                     return

@@ -222,7 +222,7 @@ class Author:
         if kind == "step":
             lines.append(["step", label, random.choice([0, 0, 0, 0, 1, 2])])
         elif kind == "sleep":
-            lines.append(["sleep", label, random.choice([1, 20, 90, 4000])])
+            lines.append(["sleep", label, random.choice([1, 10, 45, 150])])
         elif kind == "raise":
             lines.append(["raise", label, random.randint(1, STATE_TRIES - 1)])
         elif kind == "spawn":

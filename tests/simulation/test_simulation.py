@@ -1,0 +1,103 @@
+"""Thousands of schedules, each from a seed; and the proof that they notice what is broken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_childrun.engine import live_io
+from airflow_childrun.runtime.sessions import SessionKeeper
+from airflow_childrun.runtime.waiting import Hold
+from airflow_childrun.store import decision
+from tests.simulation.run import Simulation, simulate
+
+NORMAL, MANY, PACK = 2_000, 100_000, 1_000
+FIRST = int(os.environ.get("CHILDRUN_SIMULATION_FIRST", "0"))
+
+
+@pytest.mark.parametrize("pack", range(NORMAL // PACK))
+def test_every_schedule_comes_right(pack: int) -> None:
+    """Whatever fails prints its schedule, and how to see it alone."""
+    happened: Counter[str] = Counter()
+    for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):
+        happened.update(simulate(seed).setting.faults.happened)
+    assert min(happened[name] for name in ("refused", "unheard", "late", "slow", "death", "pause")) > 50, happened
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", range(NORMAL // PACK, MANY // PACK))
+def test_very_many_schedules_come_right(pack: int) -> None:
+    for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):
+        simulate(seed)
+
+
+def test_an_undisturbed_run_ends_like_a_disturbed_one() -> None:
+    """The final snapshots of the same trees, with one process and no faults, are the same."""
+    compared = 0
+    for seed in range(80):
+        wild, calm = simulate(seed), Simulation(seed, calm=True)
+        calm.programs, calm.ends, calm.expected = wild.programs, wild.ends, wild.expected
+        if wild.cancelled or wild.expected.has_timeouts:
+            continue
+        calm.run()
+        compared += 1
+        assert [_end(calm, root) for root in calm.setting.roots] == [_end(wild, root) for root in wild.setting.roots]
+    assert compared > 30
+
+
+def _end(simulation: Simulation, root: Any) -> tuple[str, str | None]:
+    row = simulation.setting.store._runs[root].row
+    return row.status, row.final_snapshot_id if row.status == "Completed" else None
+
+
+def test_a_seed_repeats_its_schedule_in_another_process() -> None:
+    """The log of a schedule is the same to the last microsecond, whatever the hash seed of the process."""
+    script = (
+        "import hashlib\nfrom tests.simulation.run import simulate\n"
+        "print(hashlib.sha256(repr([simulate(seed).baton.log for seed in range(12)]).encode()).hexdigest())"
+    )
+    logs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(logs) == 1
+
+
+def _unfenced(step: Any, picture: Any) -> Any:
+    refusal = _REFUSAL(step, picture)
+    return None if refusal is not None and refusal.reason in ("head", "epoch") else refusal
+
+
+_REFUSAL = decision._refusal
+_KEEP_SLOT: Callable[[Any], None] = lambda self: None
+MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "commits are not fenced": (decision, "_refusal", _unfenced),
+    "a commit forgets that it happened": (decision, "_original_result", lambda commit, picture: None),
+    "an outside call starts after the lease": (SessionKeeper, "is_safe", property(lambda self: True)),
+    "who waits keeps its slot": (Hold, "release", _KEEP_SLOT),
+    "recorded facts are not looked up": (live_io.LiveIo, "_recorded", lambda self, key, digest, call: None),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_guard_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one guard taken away some seed among the first few hundred fails."""
+    monkeypatch.setattr(*MUTANTS[name])
+    for seed in range(600):
+        try:
+            Simulation(seed).run()
+        except Exception:
+            return
+    raise AssertionError(f"{name}: 600 schedules did not notice")

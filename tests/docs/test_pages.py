@@ -1,0 +1,165 @@
+"""What the documentation shows is true: code runs, commands exist, quotations and links are right."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.metadata
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from airflow_childrun.cli.commands import COMMANDS, Group
+from airflow_childrun.cli.main import build_parser
+from tests.docs.pages import PAGES, ROOT, blocks, commands, region
+from tests.provider.conftest import AirflowHome
+
+README = ROOT / "README.md"
+PROMISE = (
+    "a recorded call is never repeated; a call in flight when the process dies may be, and carries the same "
+    "`io.idempotency_token` both times"
+)
+
+
+def ids(page: Path) -> str:
+    return page.stem
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_readme_is_short_and_promises_what_we_can_keep() -> None:
+    """150 lines at most; one sentence about the outside world, word for word."""
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150
+    assert PROMISE in flat(text)
+
+
+def test_the_readme_names_the_versions_that_the_package_asks_for() -> None:
+    """Floors in prose and in pyproject.toml are the same."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (airflow,) = (each for each in project["dependencies"] if each.startswith("apache-airflow"))
+    assert airflow == "apache-airflow>=3.2,<3.5"
+    assert project["requires-python"] == ">=3.11"
+    assert "Apache Airflow 3.2 to 3.4, Python 3.11 or later" in flat(README.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A relative link names a file that is there."""
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_quotations_are_the_examples(page: Path) -> None:
+    """A block that repeats an example repeats it word for word."""
+    for block in blocks(page):
+        if block.quoted:
+            assert block.text.strip() == region(block.quoted).strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_exist_with_these_arguments(page: Path) -> None:
+    """Every `childrun` command in the text is understood by the parser."""
+    parser = build_parser()
+    for arguments in commands(page):
+        if not arguments or arguments == ["..."] or arguments[-1] == "..." or "..." in " ".join(arguments):
+            continue
+        if arguments in (["runs"], ["init", "--url"]):
+            continue
+        try:
+            parsed = parser.parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"`childrun {' '.join(arguments)}` in {page.name} is no command")
+        assert isinstance(parsed, argparse.Namespace)
+
+
+def test_every_command_is_in_the_table() -> None:
+    """docs/airflow.md lists what there is."""
+    text = (ROOT / "docs" / "airflow.md").read_text()
+    names = [
+        f"childrun {entry.name} {command.name}" if isinstance(entry, Group) else f"childrun {entry.name}"
+        for entry in COMMANDS
+        for command in (entry.commands if isinstance(entry, Group) else (entry,))
+    ]
+    assert [name for name in names if f"| `{name}" not in text] == []
+
+
+def test_every_argument_of_the_operators_and_every_option_is_in_a_table() -> None:
+    """docs/airflow.md explains all that an author can set, with its default."""
+    from airflow_childrun.hooks.settings import DEFAULTS
+    from airflow_childrun.operators.childrun import AwaitChildRunOperator, SpawnChildRunOperator
+    from airflow_childrun.provider_info import get_provider_info
+
+    text = (ROOT / "docs" / "airflow.md").read_text()
+    arguments = {
+        name
+        for operator in (SpawnChildRunOperator, *SpawnChildRunOperator.__mro__[1:2], AwaitChildRunOperator)
+        for name, parameter in inspect.signature(inspect.unwrap(operator.__init__)).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    options = get_provider_info()["config"]["childrun"]["options"]
+    assert [name for name in arguments if f"`{name}`" not in text and f"({name}=" not in text] == []
+    assert [name for name in options if f"| `{name}` |" not in text] == []
+    for name in ("max_concurrency", "max_depth", "session_ttl_s", "xcom_max_bytes"):
+        assert f"| `{name}` | {getattr(DEFAULTS, name)} |" in text
+
+
+def test_a_store_of_ones_own_is_tested_as_the_page_says(tmp_path: Path) -> None:
+    """The block in docs/store.md is a test module that passes."""
+    (block,) = (block for block in blocks(ROOT / "docs" / "store.md") if block.kind == "python")
+    module = tmp_path / "test_my_store.py"
+    module.write_text(block.text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(module)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{2,} passed", done.stdout)
+
+
+def test_the_readmes_install_line_names_a_committed_file() -> None:
+    """For every Python that the package is made for there are constraints."""
+    (line,) = re.findall(r"pip install -c (constraints/constraints-)\$\(.*?\)(\.txt)", README.read_text())
+    named = {path.name for path in (ROOT / "constraints").iterdir()}
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    versions = [each.rpartition(" ")[2] for each in classifiers if re.fullmatch(r".*:: 3\.\d+", each)]
+    assert line == ("constraints/constraints-", ".txt")
+    assert {f"constraints-{version}.txt" for version in versions} <= named
+    assert importlib.metadata.version("apache-airflow").startswith("3.")
+
+
+@pytest.mark.provider
+@pytest.mark.slow
+def test_the_readmes_dag_does_what_the_readme_says(airflow_home: AirflowHome) -> None:
+    """The complete DAG runs, and what comes out has the fields that are shown."""
+    dag, result = (block for block in blocks(README) if block.kind == "python")
+    shown = ast.literal_eval(result.text)
+    folder = airflow_home.path / "readme"
+    folder.mkdir()
+    print_keys = dag.text.replace(
+        'print("words in all:"', 'print("CHILD", __import__("json").dumps(children[0])), print("words in all:"'
+    )
+    (folder / "readme.py").write_text(print_keys)
+    assert airflow_home.childrun("init").status == 0
+    done = airflow_home.airflow("dags", "test", "measure_texts", AIRFLOW__CORE__DAGS_FOLDER=str(folder))
+    assert done.status == 0, done.text
+    assert "words in all: 6" in done.text
+    (line,) = re.findall(r"CHILD (\{.*\})", done.text)
+    child = json.loads(line)
+    assert set(child) == set(shown)
+    assert {name: child[name] for name in shown if "…" not in str(shown[name])} == {
+        name: value for name, value in shown.items() if "…" not in str(value)
+    }

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
+from airflow.sdk.bases.decorator import DecoratedOperator as BaseDecoratedOperator
+from airflow.sdk.bases.decorator import task_decorator_factory
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -34,6 +36,7 @@ __all__ = [
     "AirflowNotFoundException",
     "AirflowSkipException",
     "BaseDBManager",
+    "BaseDecoratedOperator",
     "BaseHook",
     "BaseOperator",
     "BaseOperatorLink",
@@ -55,6 +58,7 @@ __all__ = [
     "metadata_url",
     "read_metadata_connection",
     "registered_secrets",
+    "task_decorator_factory",
     "task_is_active",
     "write_metadata_connection",
 ]

@@ -22,6 +22,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.hooks.childrun"]}],
         "hook-class-names": ["airflow_childrun.hooks.childrun.ChildRunHook"],
         "connection-types": [_connection_type()],
+        "task-decorators": [{"name": "durable", "class-name": "airflow_childrun.decorators.durable.durable_task"}],
         "cli": ["airflow_childrun.cli.main.get_commands"],
         "db-managers": ["airflow_childrun.db_manager.ChildRunDBManager"],
         "config": {"childrun": {"description": "Durable child runs (airflow-childrun).", "options": _options()}},

@@ -27,7 +27,8 @@ ChildKey = str | Callable[[Any], Any]
 class SpawnOrder:
     """What a task wants to have run.
 
-    :param single: one input, whose child has the operation's name as key; else one child per element
+    :param single: one input, whose child has ``single_key``, by default the operation's name, as key; else one child per
+        element
     """
 
     operation: Spawnable
@@ -37,6 +38,7 @@ class SpawnOrder:
     op_config: Any = None
     initial_context: Any = None
     run_config: RunConfig | None = None
+    single_key: str | None = None
 
 
 def check_inputs(inputs: Any) -> list[Any]:
@@ -123,7 +125,7 @@ def _context_bytes(context: Any, policy: SecretPolicy) -> bytes:
 def _keys(order: SpawnOrder, encoded: Sequence[Any]) -> list[str]:
     name = order.operation.name
     if order.single and order.child_key is None:
-        return [name]
+        return [order.single_key or name]
     if order.child_key is None:
         return _content_keys(name, encoded)
     named = [name_element(element, order.child_key, index) for index, element in enumerate(order.elements)]

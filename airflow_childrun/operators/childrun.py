@@ -33,8 +33,8 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
-class _ChildRunOperator(BaseOperator):
-    """What both operators share."""
+class ChildRunOperator(BaseOperator):
+    """What the operators share."""
 
     ui_color = "#d7ecff"
 
@@ -68,7 +68,7 @@ class _ChildRunOperator(BaseOperator):
         return self._hook
 
 
-class SpawnChildRunOperator(_ChildRunOperator):
+class SpawnChildRunOperator(ChildRunOperator):
     """Spawn child runs of an operation, and wait for them: retried, it goes on where it stopped.
 
     :param operation: what to run; or ``op_id`` and ``op_version`` of one that is registered elsewhere
@@ -141,7 +141,7 @@ class SpawnChildRunOperator(_ChildRunOperator):
         try:
             found = self._execute(context)
         except ChildRunError as error:
-            _fail(error)
+            fail_task(error)
         return found[0] if self._single else found
 
     def _execute(self, context: Context) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ class SpawnChildRunOperator(_ChildRunOperator):
         )
 
 
-class AwaitChildRunOperator(_ChildRunOperator):
+class AwaitChildRunOperator(ChildRunOperator):
     """Drive and await children that a ``SpawnChildRunOperator`` spawned, and return how each ended.
 
     :param child_runs: one handle or a list, as the spawning task returned it (templated)
@@ -208,11 +208,11 @@ class AwaitChildRunOperator(_ChildRunOperator):
         try:
             found = self._open_hook().await_runs(context, handles, results=self.results, failure_mode=self.failure_mode)
         except ChildRunError as error:
-            _fail(error)
+            fail_task(error)
         return found[0] if single else found
 
 
-def _fail(error: ChildRunError) -> NoReturn:
+def fail_task(error: ChildRunError) -> NoReturn:
     """Fail the task: for good if trying again cannot help.
 
     The message says it all; below it, Airflow would print the same once more with a traceback of our own calls.

@@ -53,7 +53,7 @@ def family(io: Any, names: list[str]) -> int:
 
 
 @operation(version="1")
-def careless(io: Any, name: str) -> None:
+def leaves_a_child(io: Any, name: str) -> None:
     io.spawn(sleeper, name)
     while not began.setdefault(name, threading.Event()).wait(0.01):
         pass
@@ -214,7 +214,7 @@ def test_a_close_may_be_withdrawn_within_its_grace(engine: ExecutionEngine) -> N
 
 
 def test_a_parent_that_fails_takes_its_children_along(engine: ExecutionEngine) -> None:
-    run_id = create(engine, "careless", "left behind")
+    run_id = create(engine, "leaves_a_child", "left behind")
     assert engine.resume(run_id).phase == "Failed"
     (child,) = engine.house.store.children_of(run_id)
     eventually(lambda: row_of(engine, child.run_id).status == "Cancelled")

@@ -125,7 +125,9 @@ def main() -> None:
                     seconds, rate = on_stand(stand, arguments.count)
                     print(f"{arguments.count} children in one DAG run: {seconds:.2f} s in the task = {rate:.0f}/s")
         else:
-            measure(server.url(server.new_database()), arguments.count, arguments.concurrency, profile=arguments.profile)
+            measure(
+                server.url(server.new_database()), arguments.count, arguments.concurrency, profile=arguments.profile
+            )
     finally:
         stop()
 

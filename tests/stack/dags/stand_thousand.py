@@ -28,7 +28,7 @@ with DAG("stand_thousand", schedule=None) as dag:
     children = SpawnChildRunOperator(task_id="children", operation=echo, inputs=texts(), results="references")
 
     @task
-    def check(results: list[dict[str, Any]]) -> int:
+    def check(results: Any) -> int:
         """Read every output, and return how many are right."""
         from airflow_childrun import ChildRunHook
 

@@ -214,9 +214,10 @@ def stage(new_airflow_home: Callable[..., AirflowHome], tmp_path_factory: pytest
                 return Played(**json.loads(line.removeprefix("RESULT ")))
         pytest.fail("the stage died")
 
-    yield Stage(home, marks, play)
-    commands.close()
-    assert process.wait(30) == 0
+    with process:
+        yield Stage(home, marks, play)
+        commands.close()
+        assert process.wait(30) == 0
 
 
 def test_plain_spawns_wait_and_return_results(stage: Stage) -> None:

@@ -59,6 +59,7 @@ class RunJournal:
         self.root_run_id = root_run_id
         self._epoch = epoch
         self._lease: TakeLease | ReleaseLease | None = lease
+        self.session_id = lease.session_id if lease else None
         self._head = history.head
         self._store = store
         self._committer = committer
@@ -113,6 +114,25 @@ class RunJournal:
         if self._lease is None:
             self._drop_staged()
             self.flush(release=True)
+
+    def let_go(self) -> None:
+        """Leave the run without owner, wherever its stream stands, unless somebody else drives it.
+
+        The epoch rises first: a commit of ours whose outcome is unknown may otherwise still happen afterwards.
+
+        :raises StoreInterrupt: if the store stays unavailable
+        """
+        run_id = self.history.run_id
+        row = self._patience.attempt(lambda: self._store.find_run(run_id))
+        if row is None or row.is_terminal or row.lease_session_id not in (None, self.session_id):
+            return
+        head = row.head
+        for lease in (TakeLease(self.session_id), ReleaseLease()):
+            commit = Commit(self._entropy.new_id(), (RunStep(run_id, head.seq, head.epoch, lease=lease),))
+            answer = self._patience.attempt(lambda: self._committer.submit(commit))  # noqa: B023
+            if isinstance(answer, Conflict):
+                return
+            head = answer.heads[run_id]
 
     def kill(self) -> None:
         """Refuse every later write: the io of this attempt is dead."""

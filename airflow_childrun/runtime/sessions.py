@@ -50,8 +50,12 @@ class SessionKeeper:
         return self._session_id is None or self._scheduler.now_s() < self._safe_until_s
 
     def require_safe(self, session_id: UUID) -> None:
-        """Raise LeaseLost once this process cannot be sure any more that the leases of a session hold."""
+        """Raise LeaseLost once this process cannot be sure any more that the leases of a session hold.
+
+        The session is renewed no more: the run that is left now would else be owned by somebody who does not drive it.
+        """
         if not self.owns(session_id) or not self.is_safe:
+            self.abandon(session_id)
             raise LeaseLost("this process could not renew its session in time; another one may drive the run now")
 
     def store_now_us(self, local_us: int) -> int:
@@ -65,6 +69,13 @@ class SessionKeeper:
             self._monitor.notify_all()
         if session_id is not None:
             self._store.close_session(session_id)
+
+    def abandon(self, session_id: UUID | None) -> None:
+        """Let a session run out; the next run that is taken over opens another."""
+        with self._monitor:
+            if self._session_id == session_id:
+                self._session_id = None
+                self._monitor.notify_all()
 
     def _open(self) -> UUID:
         before = self._scheduler.now_s()

@@ -207,6 +207,17 @@ class Supervisor:
                 driver.journal.revive()
                 driver.journal.release()
             raise
+        except Interrupt:
+            if driver.journal is not None and self._house.keeper.owns(driver.journal.session_id):
+                self._let_go(driver.journal)
+            raise
+
+    def _let_go(self, journal: RunJournal) -> None:
+        """Give up a run that this process leaves alone: a session that goes on must not keep a lease that nobody uses."""
+        try:
+            journal.let_go()
+        except StoreInterrupt:
+            self._house.keeper.abandon(journal.session_id)
 
     def _register(self, run_id: UUID, journal: RunJournal, mailbox: Mailbox) -> None:
         with self._monitor:

@@ -16,6 +16,8 @@ from tests.stack.stand import Stand
 pytestmark = [pytest.mark.stack, pytest.mark.provider, pytest.mark.fault]
 SEED = int(os.environ.get("CHILDRUN_KILL_SEED", "20260301"))
 
+PLAN: dict[Aim, int] = {"in a call": 7, "before a checkpoint": 7, "any moment": 6}
+
 
 def test_three_kills_change_nothing(stand: Stand, records: Records):
     """Same snapshots and rows as undisturbed; a page is asked for once, and once more per kill that met it in flight."""
@@ -26,7 +28,7 @@ def test_three_kills_change_nothing(stand: Stand, records: Records):
 @pytest.mark.long
 def test_twenty_kills_change_nothing(stand: Stand, records: Records):
     """The same with 20 kills, 5 of them at least inside a call and 5 between a fact and its checkpoint."""
-    aims: list[Aim] = [*["in a call"] * 7, *["before a checkpoint"] * 7, *["any moment"] * 6]
+    aims = [aim for aim, number in PLAN.items() for _ in range(number)]
     kills = play(stand, records, SEED + 1, aims, 10)
     assert len(kills) == 20
     assert sum(bool(kill.in_flight) for kill in kills) >= 5

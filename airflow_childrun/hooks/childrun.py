@@ -186,11 +186,21 @@ class ChildRunHook(BaseHook):
         ]
 
     def read_snapshot(self, run_id: str | UUID) -> Any:
-        """Return a run's last snapshot: the final one, or that of its last checkpoint."""
+        """Return a run's last snapshot: the final one, or that of its last checkpoint.
+
+        :raises NotFoundError: codes ``run_not_found``, ``artifact_not_found``
+        """
         store = self.get_conn()
         row = self.get_run(run_id)
         snapshot_id = row.final_snapshot_id or row.checkpoint_snapshot_id
-        return decode_stored(store.get_artifacts(row.root_run_id, [snapshot_id])[snapshot_id])
+        found = store.get_artifacts(row.root_run_id, [snapshot_id])
+        if snapshot_id not in found:
+            raise NotFoundError(
+                f"the snapshot {snapshot_id} of run {row.run_id} is missing; run `childrun verify {row.run_id}` and restore "
+                "it from a backup",
+                code="artifact_not_found",
+            )
+        return decode_stored(found[snapshot_id])
 
     def read_output(self, handle: Mapping[str, Any]) -> Any:
         """Return what a child's operation returned: of the generation that a result names, or the newest of its slot.

@@ -176,12 +176,14 @@ def plan_keys(
 def _plan_retry(kind: Kind, last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known]) -> list[Listed]:
     before = {entry.key: entry for entry in last}
     asked = set(keys)
-    strangers = [key for key in keys if key not in before]
+    strangers = {key: index for index, key in enumerate(keys) if key not in before}
     if strangers:
-        raise _list_changed(f"{_elements(strangers)} not in it: {_some(strangers)}", strangers, kind)
-    lost = [entry.key for entry in last if entry.key not in asked and _starts_afresh(entry, known)]
+        raise _list_changed("not in it", strangers, kind)
+    lost = {
+        entry.key: index for index, entry in enumerate(last) if entry.key not in asked and _starts_afresh(entry, known)
+    }
     if lost:
-        raise _list_changed(f"{_elements(lost)} gone from it before being spawned: {_some(lost)}", lost, kind)
+        raise _list_changed("gone from it before being spawned", lost, kind)
     changed = [entry.key for entry in last if entry.key in asked and _contradicts(entry, known)]
     if changed:
         told = [f"{key} ({known[key].differs})" for key in changed]
@@ -247,17 +249,19 @@ def action_of(entry: Listed, known: Mapping[str, Known]) -> Action:
     return "respawn" if entry.continues is None else "continue"
 
 
-def _list_changed(what: str, keys: Sequence[str], kind: Kind) -> HostError:
+def _list_changed(what: str, places: Mapping[str, int], kind: Kind) -> HostError:
+    """Name the elements by key and by place: a key that is a digest tells people nothing."""
     if kind == "same":
         advice = "A task spawns one list of children: hand all of them over in one call"
     else:
         advice = "Make the source of the list repeatable, or clear the task to take the new list"
     subject = "a try has one list of children" if kind == "same" else "a retry completes the list of the try before it"
-    return HostError(f"{subject}, but {what}. {advice}", code="host_list_changed", details={"keys": list(keys[:20])})
-
-
-def _elements(keys: Sequence[str]) -> str:
-    return f"{len(keys)} elements are" if len(keys) > 1 else "one element is"
+    told = _some([f"{key} (element {index})" for key, index in places.items()])
+    number = f"{len(places)} elements are" if len(places) > 1 else "one element is"
+    keys = list(places)[:20]
+    return HostError(
+        f"{subject}, but {number} {what}: {told}. {advice}", code="host_list_changed", details={"keys": keys}
+    )
 
 
 def _count(keys: Sequence[str], one: str, many: str) -> str:

@@ -36,7 +36,11 @@ class Ticket:
 
     def clear(self) -> Ticket:
         number = self.try_number
-        later = {"try_number": number + 1, "max_tries": number + 2, "clear_number": self.clear_number + 1}
+        later: dict[str, Any] = {
+            "try_number": number + 1,
+            "max_tries": number + 2,
+            "clear_number": self.clear_number + 1,
+        }
         return replace(self, number=self.number + 1, **later)
 
     def context(self, conf: Any = None) -> dict[str, Any]:

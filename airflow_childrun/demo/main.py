@@ -93,7 +93,7 @@ class Demo:
             stack.enter_context(self.airflow)
             with self._phase("Making Airflow's database and the store"):
                 self.airflow.prepare()
-            with self._phase("Starting scheduler, API server and DAG processor"):
+            with self._phase("Starting its scheduler and API server"):
                 self.airflow.start()
                 store = open_store(settings_from_url(self.airflow.store_url, None))
             say(f"\nDAG {DAG_ID}: {CUSTOMERS} customers, a child run for each with {CALLS_EACH} calls\n")

@@ -29,7 +29,9 @@ Build = Callable[["Operation", Any], None]
 
 
 class Operation:
-    """Something that can be run durably: a name, a version and a graph of states.
+    """Something that can be run durably: a name, a version and a graph of states. It is spawned, and cannot be called.
+
+    What Airflow can call it serializes as its source; this stands in a serialized DAG as its name and version.
 
     :param name: lower-case letters, digits and underscores, at most 63
     :param version: raise it when the plan changes; several may be registered at once
@@ -256,14 +258,6 @@ class Operation:
 
     def _code_digest(self, states: dict[str, State]) -> str:
         return hashlib.sha256("\n".join(code_of(state.function) for state in states.values()).encode()).hexdigest()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - whatever the arguments
-        """Refuse: an operation is spawned, not called."""
-        raise OperationError(
-            f"{self.name} is an operation: spawn it with SpawnChildRunOperator, io.spawn or io.map; a call would not be "
-            "durable",
-            code="operation_called",
-        )
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r}, version={self.version!r})"

@@ -65,7 +65,8 @@ def test_what_cannot_work_is_refused_at_parse_time(
 def test_templates_pass_where_their_value_is_not_known_yet(op: Operation) -> None:
     """Both kinds of Jinja's marks."""
     for text in ("{{ params.rows }}", "{% if params.rows %}[1]{% endif %}"):
-        SpawnChildRunOperator(task_id="t", operation=op, inputs=text, on_clear=text)
+        made = SpawnChildRunOperator(task_id="t", operation=op, inputs=text, on_clear=text)
+        assert (made.inputs, made.on_clear) == (text, text)
 
 
 def test_template_fields_are_what_the_documentation_says() -> None:

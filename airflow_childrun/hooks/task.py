@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from airflow_childrun.errors import ChildRunError, HostError, Interrupt
+from airflow_childrun.errors import ChildRunError, HostError, Interrupt, StoreInterrupt
 from airflow_childrun.hooks.coordinates import TaskPlace
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
@@ -164,6 +164,7 @@ class HostTask:
 
         :raises HostError: code ``task_stopped``, once the process was told to leave: a handler inside a call to the outside
             world may not come back in time, and is abandoned
+        :raises StorageError: if the store stays unavailable
         """
         self._waiting = monitor = self._house.scheduler.monitor()
         returned: list[T] = []
@@ -189,6 +190,9 @@ class HostTask:
             return returned[0]
         if self._told_to_leave:
             raise HostError(STOPPED, code="task_stopped", retryable=True)
+        if isinstance(raised[0], StoreInterrupt) and raised[0].cause is not None:
+            # An Interrupt is for handlers; whoever called from the task is told what is wrong.
+            raise raised[0].cause from raised[0]
         raise raised[0]
 
     def _watch(self, waiting: set[UUID]) -> None:

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from airflow_childrun.errors import ChildRunError, HostError, OperationError, OtherIoError
+from airflow_childrun.errors import ChildRunError, HostError, OperationError, OtherIoError, UnavailableError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import CHILD_RUN_SPAWNED, FACT_RECORDED
 from airflow_childrun.runtime import host
+from airflow_childrun.runtime.patience import Patience
 from airflow_childrun.store.api import RunFilter
 from airflow_childrun.store.verify import verify_run
 from tests.engine.kit import Background, Died, Stage, eventually, wait_for
@@ -209,6 +210,22 @@ def test_two_lists_in_one_try_are_refused(lab: HostLab) -> None:
     task.spawn(lab.wanted("double", [1]))
     with pytest.raises(HostError, match="hand all of them over in one call"):
         task.spawn(lab.wanted("double", [2]))
+
+
+def test_a_store_that_stays_away_is_an_error_of_the_task_and_no_interrupt(lab: HostLab) -> None:
+    """Retryable, so that Airflow tries again; the next try finds nothing half done."""
+    put_double(lab)
+    attempt = lab.begin(TASK)
+    attempt.process.house.patience = Patience(attempt.process.house.scheduler, limit_s=0)
+
+    def away(number: int, commit: Any) -> None:
+        raise UnavailableError("the database is away")
+
+    attempt.process.gate.on_commit = away
+    with pytest.raises(UnavailableError, match="the database is away") as raised:
+        attempt.host.in_background(lambda: attempt.run(lab.wanted("double", [1])))
+    assert raised.value.retryable
+    assert outputs(lab.begin(TASK.retry()).run(lab.wanted("double", [1]))) == [2]
 
 
 def test_map_indices_are_tasks_of_their_own(lab: HostLab) -> None:

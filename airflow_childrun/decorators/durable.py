@@ -87,8 +87,8 @@ def seen_by_airflow(function: Callable[..., Any], version: str) -> Callable[...,
     made = operation(version=version)(function)
 
     @functools.wraps(function)
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        return made(*args, **kwargs)
+    def seen(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - whatever the arguments
+        raise OperationError(f"{function.__name__} is a durable task: its DAG runs it", code="operation_called")
 
     left = [parameter for name, parameter in signature.parameters.items() if name != "io"]
     vars(seen).update({OPERATION: made, "__signature__": signature.replace(parameters=left)})

@@ -19,7 +19,7 @@ from airflow_childrun.model.events import StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
 from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
-from airflow_childrun.runtime.histories import check_drift, load_history, read_manifest
+from airflow_childrun.runtime.histories import check_drift, load_run, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
@@ -56,7 +56,7 @@ class RunDriver:
         session_id = house.patience.attempt(house.keeper.session_id)
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
-        history = house.patience.attempt(lambda: load_history(house.store, row.run_id))
+        history = house.patience.attempt(lambda: load_run(house.store, row))
         if history.finished is not None:
             # It ended after its row was read: whoever took the lease now would move a terminal run.
             return "ended"

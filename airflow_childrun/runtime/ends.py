@@ -11,7 +11,9 @@ from airflow_childrun.errors import NotFoundError
 from airflow_childrun.model.events import StateEntered, StateFailed
 from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
 from airflow_childrun.store.api import RunRow, Store
+from airflow_childrun.store.chain import check_chain
 from airflow_childrun.store.codec import decode_events
+from airflow_childrun.store.projection import check_end
 
 PAGE = 500
 LAST_EVENTS = 200
@@ -22,20 +24,37 @@ def ends_of(store: Store, rows: Sequence[RunRow], *, compact: bool) -> dict[UUID
     """Return the await's answer for each terminal run: V1's four fields, or the compact ones; the cause if it failed.
 
     :raises NotFoundError: code ``artifact_not_found``: no answer may be recorded in place of a missing snapshot
+    :raises CorruptionError: if a row is not what its first and last events say, or an artifact not what its id says
     """
+    check_ends(store, rows)
     bodies: dict[tuple[UUID, str], bytes] = {}
     for root in {row.root_run_id for row in rows}:
         wanted = {id_ for row in rows if row.root_run_id == root for id_ in (row.final_snapshot_id, row.plan_id) if id_}
         found = read_artifacts(store, root, wanted)
         for row in rows:
-            if row.root_run_id == root and row.final_snapshot_id is not None and row.final_snapshot_id not in found:
+            needed = {row.final_snapshot_id, row.plan_id} - {None} if row.root_run_id == root else set()
+            if not needed <= found.keys():
                 raise NotFoundError(
-                    f"the final snapshot of run {row.run_id} is missing; run `childrun verify`",
+                    f"the final snapshot or the plan of run {row.run_id} (event {row.head.seq}) is missing; run "
+                    f"`childrun verify {row.run_id}` and restore it from a backup",
                     code="artifact_not_found",
                 )
         bodies |= {(root, id_): body for id_, body in found.items()}
     outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in {row.plan_id for row in rows}}
     return {row.run_id: _answer(store, row, bodies, outputs, compact=compact) for row in rows}
+
+
+def check_ends(store: Store, rows: Sequence[RunRow]) -> None:
+    """Refuse rows of ended runs that their events contradict.
+
+    :raises CorruptionError: codes ``run_row_mismatch``, ``event_chain_broken``
+    """
+    ended = [row for row in rows if row.is_terminal]
+    for start in range(0, len(ended), PAGE):
+        page = ended[start : start + PAGE]
+        ends = store.read_ends([row.run_id for row in page])
+        for row in page:
+            check_end(row, ends.get(row.run_id, ()))
 
 
 def end_of(store: Store, row: RunRow, *, compact: bool) -> dict[str, Any]:
@@ -96,7 +115,9 @@ def find_cause(store: Store, row: RunRow) -> Cause | None:
     """Return why a run failed: its last failed attempt, as it was recorded."""
     attempt: int | None = None
     cause: Cause | None = None
-    for _, event in decode_events(store.read_events(row.run_id, max(1, row.head.seq - LAST_EVENTS))):
+    stored = store.read_events(row.run_id, max(1, row.head.seq - LAST_EVENTS))
+    check_chain(row.run_id, stored)
+    for _, event in decode_events(stored):
         if isinstance(event, StateEntered):
             attempt = event.attempt
         if isinstance(event, StateFailed) and event.is_real:

@@ -12,7 +12,8 @@ from airflow_childrun.engine.prepare import Lineage, Request, prepare_run
 from airflow_childrun.engine.replay import Replayer
 from airflow_childrun.errors import ConcurrencyError, IoError, NotFoundError, OtherRunError, StoreInterrupt
 from airflow_childrun.model.manifest import RunManifest
-from airflow_childrun.runtime.histories import load_history, read_manifest
+from airflow_childrun.runtime.ends import check_ends
+from airflow_childrun.runtime.histories import load_run, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import Commit, Conflict, RunRow
@@ -77,6 +78,7 @@ class ExecutionEngine:
             if error is not None:
                 raise error
             row = house.find_run(run_id) or row if run_id in self.supervisor.stopped else self.supervisor.wait(run_id)
+        house.patience.attempt(lambda: check_ends(house.store, [row]))
         return RunResult(run_id, _phase(row), row.final_snapshot_id or row.checkpoint_snapshot_id)
 
     def replay(self, run_id: UUID) -> str:
@@ -88,7 +90,7 @@ class ExecutionEngine:
         row = house.find_run(run_id)
         if row is None:
             raise NotFoundError(f"there is no run {run_id}", code="run_not_found")
-        history = load_history(house.store, run_id)
+        history = load_run(house.store, row)
         manifest = read_manifest(house.store, row.root_run_id, history.start)
         plan = house.resolver.resolve(manifest)
         identity = RunIdentity(run_id, history.chain_id, row.root_run_id, row.depth, history.start.airflow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
@@ -11,8 +12,18 @@ from airflow_childrun.errors import CorruptionError, InvalidHistoryError, Invali
 from airflow_childrun.model.events import Continues, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan, plan_differences
-from airflow_childrun.store.api import RunRow, Store
+from airflow_childrun.store.api import RunRow, Store, StoredEvent
+from airflow_childrun.store.chain import check_chain
 from airflow_childrun.store.codec import decode_events
+from airflow_childrun.store.projection import check_row
+
+
+def load_run(store: Store, row: RunRow) -> RunHistory:
+    """Read and fold a run's chain, and refuse a row that does not follow from it.
+
+    :raises CorruptionError: code ``run_row_mismatch``, or as :func:`load_history`
+    """
+    return _load(store, row.run_id, row)
 
 
 def load_history(store: Store, run_id: UUID) -> RunHistory:
@@ -20,25 +31,47 @@ def load_history(store: Store, run_id: UUID) -> RunHistory:
 
     :raises NotFoundError: code ``run_not_found``
     :raises InvalidHistoryError: if the events are none that an engine writes
-    :raises CorruptionError: if a continued run is not what it was when it was continued
+    :raises CorruptionError: if an event is not what was written, or a continued run not what it was when it was continued
     """
+    return _load(store, run_id, None)
+
+
+def _load(store: Store, run_id: UUID, row: RunRow | None) -> RunHistory:
     streams: list[Stream] = []
     continues: Continues | None = None
     current: UUID | None = run_id
     while current is not None:
-        rows = decode_events(store.read_events(current, to_seq=continues.seq if continues else None))
-        if not rows:
+        stored = store.read_events(current, to_seq=continues.seq if continues else None)
+        if not stored and row is None:
             raise NotFoundError(f"there is no run {current}; see `childrun runs list`", code="run_not_found")
-        if continues is not None and (rows[-1][0].seq, rows[-1][0].hash) != (continues.seq, continues.hash):
+        if continues is not None and (stored[-1].seq, stored[-1].hash) != (continues.seq, continues.hash):
             raise CorruptionError(
                 f"run {current} is not what it was when {streams[-1][0]} continued it; run `childrun verify {current}`",
                 code="continued_run_changed",
             )
-        streams.append((current, [(row.seq, event) for row, event in rows]))
-        first = rows[0][1]
+        check_stream(current, stored)
+        typed = [event for _, event in decode_events(stored)]
+        if row is not None:
+            check_row(row, stored, typed)
+        streams.append((current, [(one.seq, event) for one, event in zip(stored, typed, strict=True)]))
+        row, first = None, typed[0]
         continues = first.continues if isinstance(first, RunStarted) else None
         current = UUID(continues.run_id) if continues else None
     return fold_chain(streams[::-1])
+
+
+def check_stream(run_id: UUID, stored: Sequence[StoredEvent]) -> None:
+    """Refuse a stream that is not what was written from its first event on.
+
+    :raises CorruptionError: code ``event_chain_broken``
+    """
+    if stored and stored[0].seq != 1:
+        raise CorruptionError(
+            f"event 1 of run {run_id} is gone; run `childrun verify {run_id}` and restore the run from a backup",
+            code="event_chain_broken",
+            details={"run_id": str(run_id), "seq": 1},
+        )
+    check_chain(run_id, stored)
 
 
 def read_manifest(store: Store, root_run_id: UUID, started: RunStarted) -> RunManifest:

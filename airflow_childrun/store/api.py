@@ -269,7 +269,15 @@ class Store(Protocol):
     ) -> list[StoredEvent]:
         """Return the events ``from_seq`` to ``to_seq``, both inclusive, ascending; an unknown run has none.
 
-        Does not verify the chain: ``airflow_childrun.store.verify`` does.
+        Does not verify the chain: ``airflow_childrun.store.chain`` does.
+
+        :raises CorruptionError: code ``event_body_changed``, if the bytes of one are not what was written
+        """
+
+    def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
+        """Return the first event and the last two of each of those runs that exist, ascending by seq.
+
+        As far as :meth:`read_events` with many runs at once; where the last ones stand is what the run's row says.
         """
 
     def find_run(self, run_id: UUID) -> RunRow | None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from uuid import UUID
+
+from airflow_childrun.errors import CorruptionError
+from airflow_childrun.store.api import GENESIS_HASH, StoredEvent
 
 _DOMAIN = b"childrun/event/v1\0"
 
@@ -32,3 +36,42 @@ def event_hash(run_id: UUID, seq: int, recorded_at: int, previous_hash: str, bod
             )
         )
     ).hexdigest()
+
+
+def follows(event: StoredEvent, previous_hash: str) -> bool:
+    """Whether an event is what was written after the event with this chain hash."""
+    try:
+        expected = event_hash(event.run_id, event.seq, event.recorded_at, previous_hash, body_digest(event.body))
+    except (OverflowError, ValueError):
+        return False  # a number or a hash that nobody can have written
+    return event.hash == expected
+
+
+def check_chain(run_id: UUID, events: Sequence[StoredEvent]) -> None:
+    """Refuse a stretch of a stream in which an event is missing or is not what was written.
+
+    A stretch that does not begin with event 1 vouches for its first event by nothing but the second one.
+
+    :raises CorruptionError: code ``event_chain_broken``, naming run and event
+    """
+    before: StoredEvent | None = None
+    for event in events:
+        previous_hash = GENESIS_HASH if event.seq == 1 else before.hash if before else None
+        in_order = event.run_id == run_id and (before is None or event.seq == before.seq + 1)
+        if not in_order or (previous_hash is not None and not follows(event, previous_hash)):
+            raise CorruptionError(
+                f"event {event.seq} of run {run_id}, or the one before it, is gone or not what was written; "
+                f"run `childrun verify {run_id}` and restore the run from a backup, or start it afresh",
+                code="event_chain_broken",
+                details={"run_id": str(run_id), "seq": event.seq},
+            )
+        before = event
+
+
+def artifact_changed(root_run_id: UUID, artifact_id: str) -> CorruptionError:
+    """Return the error for an artifact whose bytes do not hash to its id."""
+    return CorruptionError(
+        f"artifact {artifact_id} in the tree of run {root_run_id} has other bytes than its id says; run "
+        f"`childrun verify {root_run_id}`, which names the events that need it, and restore it from a backup",
+        details={"artifact_id": artifact_id, "run_id": str(root_run_id)},
+    )

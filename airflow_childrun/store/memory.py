@@ -8,7 +8,6 @@ from dataclasses import replace
 from uuid import UUID
 
 from airflow_childrun.clock import Clock
-from airflow_childrun.errors import CorruptionError
 from airflow_childrun.store.api import (
     Artifact,
     Commit,
@@ -24,7 +23,7 @@ from airflow_childrun.store.api import (
     Session,
     StoredEvent,
 )
-from airflow_childrun.store.chain import body_digest
+from airflow_childrun.store.chain import artifact_changed, body_digest
 from airflow_childrun.store.cursor import cursor_of, position_of
 from airflow_childrun.store.decision import (
     Picture,
@@ -72,6 +71,12 @@ class MemoryStore:
             found = self._events.get(run_id, [])[max(from_seq, 1) - 1 : to_seq]
         return found if limit is None else found[:limit]
 
+    def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
+        """Return the first event and the last two of each of those runs that exist, ascending by seq."""
+        with self._lock:
+            streams = {run_id: self._events[run_id] for run_id in run_ids if run_id in self._events}
+        return {run_id: [*events[:1], *events[1:][-2:]] for run_id, events in streams.items()}
+
     def find_run(self, run_id: UUID) -> RunRow | None:
         """Return the row of a run, or None."""
         return self.get_runs([run_id]).get(run_id)
@@ -113,7 +118,7 @@ class MemoryStore:
             found = {key: tree[key].body for key in ids if key in tree}
         for key, body in found.items():
             if body_digest(body) != key:
-                raise CorruptionError(f"artifact {key} has other bytes than its id says", details={"artifact_id": key})
+                raise artifact_changed(root_run_id, key)
         return found
 
     def find_artifact_kinds(self, root_run_id: UUID) -> dict[str, str]:

@@ -20,6 +20,7 @@ from airflow_childrun.model.events import (
     StateFailed,
 )
 from airflow_childrun.store.api import Moves, RunRow, RunStatus, StoredEvent
+from airflow_childrun.store.chain import check_chain
 from airflow_childrun.store.codec import decode_event
 
 
@@ -80,15 +81,62 @@ def _code(info: Any) -> str | None:
     return code if isinstance(code, str) and code else None
 
 
-def rebuild(events: Sequence[StoredEvent]) -> dict[str, Any]:
+def check_row(row: RunRow, events: Sequence[StoredEvent], typed: Sequence[Event]) -> None:
+    """Refuse a row that does not follow from the run's events, read after the row.
+
+    :param typed: the same events, decoded
+    :raises CorruptionError: code ``run_row_mismatch``, naming run, event and column
+    """
+    head = row.head
+    if not 1 <= head.seq <= len(events) or events[head.seq - 1].hash != head.hash:
+        raise _row_mismatch(row, "the last event that it tells of is not there")
+    if head.seq < len(events):
+        return  # somebody went on since the row was read
+    actual = columns_of(row)
+    wrong = [name for name, value in rebuild(events, typed).items() if actual[name] != value]
+    if wrong:
+        raise _row_mismatch(row, f"its {', '.join(wrong)} does not follow from its events")
+
+
+def _row_mismatch(row: RunRow, what: str) -> CorruptionError:
+    return CorruptionError(
+        f"the row of run {row.run_id} is not what was written at event {row.head.seq}: {what}; run "
+        f"`childrun verify {row.run_id}` and restore the row from a backup",
+        code="run_row_mismatch",
+        details={"run_id": str(row.run_id), "seq": row.head.seq},
+    )
+
+
+def check_end(row: RunRow, ends: Sequence[StoredEvent]) -> None:
+    """Refuse the row of an ended run that its first and its last two events contradict.
+
+    :raises CorruptionError: codes ``run_row_mismatch``, ``event_chain_broken``, naming the run
+    """
+    last = ends[-1] if ends else None
+    if last is None or (last.seq, last.hash) != (row.head.seq, row.head.hash) or ends[0].seq != 1:
+        raise _row_mismatch(row, "the events that it tells of are not there")
+    check_chain(row.run_id, ends[:1])
+    check_chain(row.run_id, ends[-2:])
+    first, end = decode_event(ends[0]), decode_event(last)
+    if not isinstance(first, RunStarted) or not isinstance(end, RunCompleted):
+        raise _row_mismatch(row, "it has ended by its row, and not by its events")
+    actual = columns_of(row)
+    expected = {"status": end.status, "final_snapshot_id": end.final_snapshot_id, **_origin(row.run_id, first)}
+    wrong = [name for name, value in expected.items() if actual[name] != value]
+    if wrong:
+        raise _row_mismatch(row, f"its {', '.join(wrong)} does not follow from its events")
+
+
+def rebuild(events: Sequence[StoredEvent], decoded: Sequence[Event] | None = None) -> dict[str, Any]:
     """Return what the columns of the row must be, by name, for the whole stream of a run.
 
     The lease, the inbox, ``op_version`` of a V1 stream and where in Airflow a run stands are not in it: no event, or
     not every event, tells them. ``checkpoint_at`` and the like come as the columns that they move.
 
+    :param decoded: the same events, if they have been decoded already
     :raises CorruptionError: code ``stream_broken``, if there are no events or the first is no ``RunStarted``
     """
-    typed = [decode_event(event) for event in events]
+    typed = [decode_event(event) for event in events] if decoded is None else decoded
     first = typed[0] if typed else None
     if not isinstance(first, RunStarted):
         raise CorruptionError("a run's stream does not begin with RunStarted", code="stream_broken")

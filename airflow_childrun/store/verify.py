@@ -24,12 +24,13 @@ from airflow_childrun.model.events import (
     StateFailed,
 )
 from airflow_childrun.store.api import GENESIS_HASH, FactEntry, RunFilter, RunRow, Store, StoredEvent
-from airflow_childrun.store.chain import body_digest, event_hash
+from airflow_childrun.store.chain import follows
 from airflow_childrun.store.codec import decode_event, encode_event
 from airflow_childrun.store.projection import columns_of, rebuild
 
 FindingCode = Literal[
     "run_missing",
+    "row_unreadable",
     "seq_gap",
     "hash_mismatch",
     "event_malformed",
@@ -68,7 +69,10 @@ def verify_tree(store: Store, root_run_id: UUID) -> list[Finding]:
     findings: list[Finding] = []
     cursor, seen = None, 0
     while True:
-        page = store.find_runs(RunFilter(root_run_id=root_run_id), cursor)
+        try:
+            page = store.find_runs(RunFilter(root_run_id=root_run_id), cursor)
+        except CorruptionError as error:
+            return [*findings, _unreadable(root_run_id, error)]
         for row in page.rows:
             findings += _Check(store, row).all()
         seen += len(page.rows)
@@ -85,10 +89,17 @@ def verify_run(store: Store, run_id: UUID) -> list[Finding]:
 
     :raises UnavailableError: if the store cannot be reached
     """
-    row = store.find_run(run_id)
+    try:
+        row = store.find_run(run_id)
+    except CorruptionError as error:
+        return [_unreadable(run_id, error)]
     if row is None:
         return [Finding("run_missing", run_id, None, f"there is no run {run_id}; check the id and the connection")]
     return _Check(store, row).all()
+
+
+def _unreadable(run_id: UUID, error: CorruptionError) -> Finding:
+    return Finding("row_unreadable", run_id, None, f"a row of run {run_id} or of its tree cannot be read: {error}")
 
 
 class _Check:
@@ -101,15 +112,11 @@ class _Check:
 
     def all(self) -> list[Finding]:
         """Return everything found."""
-        try:
-            events = list(_stream(self._store, self._row.run_id))
-        except CorruptionError as error:
-            self._found("event_unreadable", None, str(error))
-            return self._findings
+        events = self._readable()
         self._chain(events)
         typed = self._typed(events)
         self._artifacts(typed)
-        if len(typed) == len(events):
+        if len(typed) == len(events) and not any(found.code == "event_unreadable" for found in self._findings):
             self._facts(typed)
             self._projection(events)
         for stored, event in typed:
@@ -119,13 +126,27 @@ class _Check:
     def _found(self, code: FindingCode, seq: int | None, message: str) -> None:
         self._findings.append(Finding(code, self._row.run_id, seq, message))
 
+    def _readable(self) -> list[StoredEvent]:
+        """Return those events that can be read; the others are reported."""
+        try:
+            return list(_stream(self._store, self._row.run_id))
+        except CorruptionError:
+            return [event for seq in range(1, self._row.head.seq + 1) for event in self._single(seq)]
+
+    def _single(self, seq: int) -> list[StoredEvent]:
+        try:
+            return self._store.read_events(self._row.run_id, seq, seq)
+        except CorruptionError as error:
+            self._found("event_unreadable", seq, str(error))
+            return []
+
     def _chain(self, events: Sequence[StoredEvent]) -> None:
         previous, expected = GENESIS_HASH, 1
         for event in events:
             where = f"event {event.seq} of run {event.run_id}"
             if event.seq != expected:
                 self._found("seq_gap", expected, f"{where} follows event {expected - 1}: events are gone; {_RESTORE}")
-            if event.hash != event_hash(event.run_id, event.seq, event.recorded_at, previous, body_digest(event.body)):
+            if not follows(event, previous):
                 self._found("hash_mismatch", event.seq, f"{where} or the event before it was changed; {_RESTORE}")
             previous, expected = event.hash, event.seq + 1
 
@@ -184,7 +205,12 @@ class _Check:
                         fact.failed,
                     )
                 )
-        differing = set(self._store.get_facts(self._row.run_id)) ^ set(expected)
+        try:
+            indexed = self._store.get_facts(self._row.run_id)
+        except CorruptionError as error:
+            self._findings.append(_unreadable(self._row.run_id, error))
+            return
+        differing = set(indexed) ^ set(expected)
         if differing:
             seq = min(fact.seq for fact in differing)
             self._found("facts_mismatch", seq, f"the index of facts differs from event {seq} on; {_REBUILD}")
@@ -209,7 +235,10 @@ class _Check:
         if child is None:
             return
         seq, expected = meta["head_seq"], meta["head_hash"]
-        last = self._store.read_events(child, seq, seq + 1)
+        try:
+            last = self._store.read_events(child, seq, seq + 1)
+        except CorruptionError:
+            last = []
         if len(last) != 1 or last[0].hash != expected:
             self._found(
                 "child_mismatch",

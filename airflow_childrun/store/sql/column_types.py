@@ -10,6 +10,9 @@ from sqlalchemy.dialects.mysql import BINARY, LONGBLOB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+from airflow_childrun.errors import CorruptionError
+
+_UUID_BYTES = 16
 Body = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 """Bytes of any length."""
 
@@ -30,7 +33,21 @@ class UuidBytes(TypeDecorator[UUID]):
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> UUID | None:  # noqa: ARG002
         """Decode."""
-        return None if value is None else UUID(bytes=bytes(value))
+        return None if value is None else read_uuid(value)
+
+
+def read_uuid(value: bytes) -> UUID:
+    """Return a stored id.
+
+    :raises CorruptionError: code ``row_malformed``, if it is none
+    """
+    if len(value) != _UUID_BYTES:
+        raise CorruptionError(
+            f"a stored id has {len(value)} bytes, not {_UUID_BYTES}; run `childrun verify` and restore the row from a "
+            "backup",
+            code="row_malformed",
+        )
+    return UUID(bytes=bytes(value))
 
 
 class HexBytes(TypeDecorator[str]):

@@ -122,10 +122,17 @@ def all_columns(stored: StoredRun) -> dict[str, Any]:
 def event_of(row: Row[Any]) -> StoredEvent:
     """Read a row of ``childrun_event``.
 
-    :raises CorruptionError: code ``codec_unknown``
+    :raises CorruptionError: codes ``codec_unknown``, ``event_body_changed``
     """
     where = f"event {row.seq} of run {row.run_id}"
     body = plain(row.body, row.codec, where)
+    if body_digest(body) != row.body_digest:
+        raise CorruptionError(
+            f"{where} has other bytes than were written; run `childrun verify {row.run_id}` and restore the run from a "
+            "backup, or start it afresh",
+            code="event_body_changed",
+            details={"run_id": str(row.run_id), "seq": row.seq},
+        )
     return StoredEvent(row.run_id, row.seq, row.recorded_at, body, row.hash, row.commit_id, row.epoch)
 
 

@@ -50,10 +50,17 @@ class Statements:
     def _events(self) -> None:
         event, fact = self.tables.event, self.tables.fact
         of_run = event.c.run_id == bindparam("the_run", type_=UuidBytes)
-        columns = [column for column in event.c if column.name != "body_digest"]
-        self.event: Select[Any] = select(*columns).where(of_run, event.c.seq == bindparam("the_seq"))
+        run = self.tables.run
+        self.event: Select[Any] = select(event).where(of_run, event.c.seq == bindparam("the_seq"))
+        self.ends: Select[Any] = (
+            select(event)
+            .join_from(run, event, event.c.run_id == run.c.run_id)
+            .where(run.c.run_id.in_(bindparam("run_ids", expanding=True)))
+            .where(or_(event.c.seq == 1, event.c.seq.between(run.c.head_seq - 1, run.c.head_seq)))
+            .order_by(event.c.run_id, event.c.seq)
+        )
         self.events: Select[Any] = (
-            select(*columns)
+            select(event)
             .where(of_run, event.c.seq >= bindparam("from_seq"), event.c.seq <= bindparam("to_seq"))
             .order_by(event.c.seq)
         )

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import URL, Executable, Row
 
 from airflow_childrun.clock import Clock, SystemClock
-from airflow_childrun.errors import ChildRunError, CorruptionError, OtherStorageError
+from airflow_childrun.errors import ChildRunError, OtherStorageError
 from airflow_childrun.store.api import (
     Commit,
     Committed,
@@ -26,7 +26,7 @@ from airflow_childrun.store.api import (
     Session,
     StoredEvent,
 )
-from airflow_childrun.store.chain import body_digest
+from airflow_childrun.store.chain import artifact_changed, body_digest
 from airflow_childrun.store.cursor import cursor_of
 from airflow_childrun.store.decision import as_seen
 from airflow_childrun.store.sql import rows
@@ -80,6 +80,14 @@ class SqlStore:
         events = self._statements.events
         return [rows.event_of(row) for row in self._all(events if limit is None else events.limit(limit), bounds)]
 
+    def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
+        """Return the first event and the last two of each of those runs that exist, ascending by seq."""
+        found: dict[UUID, list[StoredEvent]] = {}
+        for chunk in _chunks(dict.fromkeys(run_ids)):
+            for row in self._all(self._statements.ends, {"run_ids": chunk}):
+                found.setdefault(row.run_id, []).append(rows.event_of(row))
+        return found
+
     def find_run(self, run_id: UUID) -> RunRow | None:
         """Return the row of a run, or None."""
         return self.get_runs([run_id]).get(run_id)
@@ -123,7 +131,7 @@ class SqlStore:
         }
         for key, body in found.items():
             if body_digest(body) != key:
-                raise CorruptionError(f"artifact {key} has other bytes than its id says", details={"artifact_id": key})
+                raise artifact_changed(root_run_id, key)
         return found
 
     def find_artifact_kinds(self, root_run_id: UUID) -> dict[str, str]:

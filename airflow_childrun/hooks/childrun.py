@@ -67,6 +67,7 @@ class ChildRunHook(BaseHook):
         self.childrun_conn_id = childrun_conn_id
         self._max_concurrency = max_concurrency
         self._task: HostTask | None = None
+        self._store_settings: StoreSettings | None = None
 
     def get_conn(self) -> Store:
         """Return the store.
@@ -74,7 +75,9 @@ class ChildRunHook(BaseHook):
         :raises HostError: what is wrong with the connection, and the command that mends it
         :raises StorageError: if it cannot be reached or used
         """
-        return self._open(read_store_settings(self.childrun_conn_id))
+        # Asking Airflow takes some 12 ms: reading a thousand outputs must not do it a thousand times.
+        self._store_settings = self._store_settings or read_store_settings(self.childrun_conn_id)
+        return self._open(self._store_settings)
 
     def spawn(
         self,
@@ -281,7 +284,8 @@ class ChildRunHook(BaseHook):
             return open_store(settings)
         except UnavailableError:
             forget_store(settings)
-            return open_store(read_store_settings(self.childrun_conn_id))
+            self._store_settings = read_store_settings(self.childrun_conn_id)
+            return open_store(self._store_settings)
 
 
 def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:

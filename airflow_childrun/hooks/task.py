@@ -236,10 +236,12 @@ class HostTask:
 
     def _announce(self, opened: Opened, rows: Sequence[RunRow]) -> None:
         done = sum(row.status == "Completed" for row in rows)
+        open_before = sum(not row.is_terminal for row in rows) - opened.ran
         parts = (
-            (opened.ran, "begin or go on by this try" if opened.kind in ("retry", "clear") else "spawned"),
+            (opened.ran, "spawned" if opened.kind in ("first", "recreated") else "spawned or continued now"),
+            (open_before, "not ended yet"),
             (done, "completed before"),
-            (len(rows) - opened.ran - done, "as they were"),
+            (len(rows) - opened.ran - open_before - done, "ended otherwise before"),
         )
         said = ", ".join(f"{count} {what}" for count, what in parts if count > 0)
         _log.info("child runs: %d in this task (%s): %s", len(rows), KINDS[opened.kind], said or "nothing to do")

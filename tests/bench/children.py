@@ -62,7 +62,7 @@ def measure(url: str, count: int, concurrency: int, *, profile: bool) -> None:
     profiles: list[cProfile.Profile] = []
     if profile:
         threading.setprofile(lambda *_: _profiled(profiles))
-    began = time.monotonic()
+    began, began_cpu = time.monotonic(), time.process_time()
     wanted = wanted_children(SpawnOrder(echo, [element(number) for number in range(count)]), policy)
     rows = task.spawn(wanted, "auto", "fail")
     spawned = time.monotonic()
@@ -70,9 +70,10 @@ def measure(url: str, count: int, concurrency: int, *, profile: bool) -> None:
     driven = time.monotonic()
     results = results_of(store, ended, [task.key_of(row) for row in ended], "bench", "values")
     read = time.monotonic()
+    cpu = time.process_time() - began_cpu
     task.close()
     assert [result["output"] for result in results] == [element(number)[::-1] for number in range(count)]
-    parts = f"spawn {spawned - began:.2f} s, drive {driven - spawned:.2f} s, results {read - driven:.2f} s"
+    parts = f"spawn {spawned - began:.2f} s, drive {driven - spawned:.2f} s, results {read - driven:.2f} s, of the processor {cpu:.2f} s"
     print(f"{count} children, {concurrency} at a time: {read - began:.2f} s = {count / (read - began):.0f}/s ({parts})")
     for found in profiles:
         found.disable()

@@ -26,7 +26,7 @@ def show_tree(arguments: argparse.Namespace) -> int:
     The id may be that of a root that is no run, such as a DAG run's: then everything below it is shown.
     """
     store = store_of(arguments)
-    tops = _tops(store, arguments.run_id, from_root=arguments.root)
+    tops = tops_of(store, arguments.run_id, from_root=arguments.root)
     if arguments.output:
         for row in tops:
             for each in walk(store, row):
@@ -36,7 +36,11 @@ def show_tree(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tops(store: Store, text: str, *, from_root: bool) -> list[RunRow]:
+def tops_of(store: Store, text: str, *, from_root: bool) -> list[RunRow]:
+    """Return the run that an id names, or the topmost runs of the tree that it is the root of.
+
+    :raises NotFoundError: if it is neither
+    """
     try:
         row = find_run(store, text)
     except NotFoundError:

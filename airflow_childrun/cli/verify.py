@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from rich.markup import escape
 
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import all_runs, find_run
+from airflow_childrun.cli.reading import all_runs
 from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
+from airflow_childrun.cli.tree import tops_of
 from airflow_childrun.errors import InputError
 from airflow_childrun.store.api import RunRow, Store
 from airflow_childrun.store.verify import Finding, verify_run
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.run_id) == bool(arguments.all):
         raise InputError("give the id of a run (it is verified with all below it), or --all", code="usage")
     store = store_of(arguments)
-    rows = all_runs(store) if arguments.all else _below(store, find_run(store, arguments.run_id))
+    rows = all_runs(store) if arguments.all else _below(store, tops_of(store, arguments.run_id, from_root=False))
     runs, events = 0, 0
     findings: list[Finding] = []
     for row in rows:
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
-def _below(store: Store, row: RunRow) -> Iterator[RunRow]:
-    waiting = [row]
+def _below(store: Store, tops: list[RunRow]) -> Iterator[RunRow]:
+    waiting = list(tops)
     while waiting:
         row = waiting.pop()
         yield row

@@ -30,7 +30,7 @@ def test_every_schedule_comes_right(pack: int) -> None:
     assert min(happened[name] for name in ("refused", "unheard", "late", "slow", "death", "pause")) > 50, happened
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("pack", range(NORMAL // PACK, MANY // PACK))
 def test_very_many_schedules_come_right(pack: int) -> None:
     for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):

@@ -70,6 +70,10 @@ class RunDriver:
         lapsed = row.lease_session_id is not None and not self._was_waiting(history)
         self._hand_over_children(history)
         journal.stage(close_orphan(history, lapsed=lapsed, limit=house.limits.recovery_limit))
+        if journal.history.finished is not None:
+            # Too many processes died over it. Nothing that came for it meanwhile may end it a second time.
+            self._ender(journal).finish_unwell("its parent failed")
+            return "ended"
         try:
             if history.end_request is not None:
                 raise CancelRequested(EndRequest(effective_at=0, **history.end_request))

@@ -51,7 +51,7 @@ class Simulation:
         self.baton = Baton(random, random.choice([0.05, 0.2, 0.5, 0.9]))
         limits = Limits(
             max_concurrency=random.choice([1, 1, 2, 3, 8]),
-            recovery_limit=1000,
+            recovery_limit=random.choice([0, 1, 5]) if self.cancels else 1000,
             session_ttl_s=30.0,
             poll_s=7.0,
             inbox_poll_s=9.0,
@@ -207,14 +207,18 @@ class Simulation:
         self._check_calls()
         if self._is_certain():
             self._check_results(list(rows))
-        # A single answer that was lost, however late its commit happens, costs no attempt.
+        if self._is_certain() and not self._has_stops():
+            self._check_attempts()
+
+    def _check_attempts(self) -> None:
+        """A single answer that is lost, however late its commit happens, costs no attempt."""
         if len(self.setting.machines) == 1 and self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
-            bodies = [event.body for events in store._events.values() for event in events]
+            bodies = [event.body for events in self.setting.store._events.values() for event in events]
             assert not any(b'"recovered"' in body for body in bodies), "an attempt was left open"
 
     def _is_certain(self) -> bool:
         """Whether neither a user nor a clock decides how runs end."""
-        return not (self.cancelled or self.expected.has_timeouts)
+        return not (self.cancels or self.expected.has_timeouts)
 
     def _check_calls(self) -> None:
         """A call is repeated only if something happened to its process, and then with the same token."""

@@ -69,6 +69,21 @@ class ReadContract:
         append(store, run_id, "two", "three", "four", "five")
         assert [stored.seq for stored in store.read_events(run_id, **bounds)] == expected
 
+    @pytest.mark.parametrize(
+        ("names", "expected"), [((), [1]), (("b",), [1, 2]), (("b", "c"), [1, 2, 3]), (("b", "c", "d", "e"), [1, 4, 5])]
+    )
+    def test_both_ends_of_many_streams_are_read_at_once(
+        self, store: Store, names: tuple[str, ...], expected: list[int]
+    ) -> None:
+        """The first event and the last two, each once; an unknown run is left out."""
+        some, other = start(store), start(store)
+        if names:
+            append(store, some, *names)
+        ends = store.read_ends([some, other, new_id()])
+        assert [stored.seq for stored in ends[some]] == expected
+        assert ends[some] == [stored for stored in store.read_events(some) if stored.seq in expected]
+        assert ends.keys() == {some, other}
+
     def test_events_come_back_byte_for_byte(self, store: Store) -> None:
         """Whatever the bytes are: the store reads nothing into them."""
         run_id = start(store)

@@ -100,10 +100,11 @@ def test_every_argument_of_the_operators_and_every_option_is_in_a_table() -> Non
     from airflow_childrun.provider_info import get_provider_info
 
     text = (ROOT / "docs" / "airflow.md").read_text()
+    operators: tuple[type, ...] = (SpawnChildRunOperator, SpawnChildRunOperator.__mro__[1], AwaitChildRunOperator)
     arguments = {
         name
-        for operator in (SpawnChildRunOperator, *SpawnChildRunOperator.__mro__[1:2], AwaitChildRunOperator)
-        for name, parameter in inspect.signature(inspect.unwrap(operator.__init__)).parameters.items()
+        for operator in operators
+        for name, parameter in inspect.signature(inspect.unwrap(vars(operator)["__init__"])).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     options = get_provider_info()["config"]["childrun"]["options"]
@@ -141,20 +142,27 @@ def test_the_readmes_install_line_names_a_committed_file() -> None:
     assert importlib.metadata.version("apache-airflow").startswith("3.")
 
 
+@pytest.fixture(scope="module")
+def home(airflow_home: AirflowHome) -> AirflowHome:
+    """Give an Airflow with a store."""
+    done = airflow_home.childrun("init")
+    assert done.status == 0, done.text
+    return airflow_home
+
+
 @pytest.mark.provider
 @pytest.mark.slow
-def test_the_readmes_dag_does_what_the_readme_says(airflow_home: AirflowHome) -> None:
+def test_the_readmes_dag_does_what_the_readme_says(home: AirflowHome) -> None:
     """The complete DAG runs, and what comes out has the fields that are shown."""
     dag, result = (block for block in blocks(README) if block.kind == "python")
     shown = ast.literal_eval(result.text)
-    folder = airflow_home.path / "readme"
+    folder = home.path / "readme"
     folder.mkdir()
     print_keys = dag.text.replace(
         'print("words in all:"', 'print("CHILD", __import__("json").dumps(children[0])), print("words in all:"'
     )
     (folder / "readme.py").write_text(print_keys)
-    assert airflow_home.childrun("init").status == 0
-    done = airflow_home.airflow("dags", "test", "measure_texts", AIRFLOW__CORE__DAGS_FOLDER=str(folder))
+    done = home.airflow("dags", "test", "measure_texts", AIRFLOW__CORE__DAGS_FOLDER=str(folder))
     assert done.status == 0, done.text
     assert "words in all: 6" in done.text
     (line,) = re.findall(r"CHILD (\{.*\})", done.text)
@@ -163,3 +171,17 @@ def test_the_readmes_dag_does_what_the_readme_says(airflow_home: AirflowHome) ->
     assert {name: child[name] for name in shown if "…" not in str(shown[name])} == {
         name: value for name, value in shown.items() if "…" not in str(value)
     }
+
+
+@pytest.mark.provider
+@pytest.mark.slow
+def test_a_durable_task_runs_as_the_guide_writes_it(home: AirflowHome) -> None:
+    """The block in docs/airflow.md is a DAG that succeeds and returns what its step returned."""
+    (block,) = (block for block in blocks(ROOT / "docs" / "airflow.md") if block.kind == "python")
+    folder = home.path / "guide"
+    folder.mkdir()
+    (folder / "guide.py").write_text(block.text)
+    done = home.airflow("dags", "test", "book_seats", AIRFLOW__CORE__DAGS_FOLDER=str(folder))
+    assert done.status == 0, done.text
+    shown = home.childrun("runs", "list", "--operation", "book", "--json")
+    assert [json.loads(line)["status"] for line in shown.out.splitlines()] == ["Completed"]

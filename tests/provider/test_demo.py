@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -81,12 +83,9 @@ def test_a_process_is_killed_after_an_answer_is_recorded_and_before_the_next_cal
             done = False
             while not done:
                 wanted = len(server.calls)
-                done = kill_between_calls(
-                    process.pid,
-                    server.port,
-                    lambda wanted=wanted: recorded() >= wanted,
-                    lambda wanted=wanted: len(server.calls) > wanted,
-                )
+                is_recorded: Callable[[], bool] = partial(lambda count: recorded() >= count, wanted)
+                is_past: Callable[[], bool] = partial(lambda count: len(server.calls) > count, wanted)
+                done = kill_between_calls(process.pid, server.port, is_recorded, is_past)
                 assert process.poll() is None or done
         assert process.returncode == -9
         assert len(server.calls) == recorded() < 200

@@ -40,12 +40,6 @@ def test_fifty_children_use_airflows_channel(stand: Stand, records: Records):
     assert records.statuses("stand_connections", "connections") == [(1, "Completed")] * 50
 
 
-def test_fifty_children_use_airflows_channel_under_dags_test(stand: Stand):
-    """The same under ``airflow dags test``, whose channel takes one caller at a time."""
-    said = stand.airflow("dags", "test", "stand_connections")
-    assert "child runs: 50 of 50 ended" in said, said[-3000:]
-
-
 def test_a_mapped_spawn_has_airflows_identity(stand: Stand, records: Records):
     """Three mapped task instances, three host runs with one child each, under one root."""
     stand.browser.trigger("stand_mapped", "mapped")

@@ -77,7 +77,7 @@ class Watched:
         self._places = places
         _watch_statements(store.database.engine(), places)
         dialect: Any = store.database.dialect
-        for name in ("write_and_commit", "commit"):
+        for name in ("write_and_commit", "commit", "fetch"):
             setattr(dialect, name, self._around(name, getattr(dialect, name)))
 
     def __getattr__(self, name: str) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection
 
 from airflow_childrun.errors import UnavailableError
 from airflow_childrun.store.api import Commit, Committed, Conflict, InboxPost, StoredEvent
@@ -20,20 +19,20 @@ from airflow_childrun.store.decision import (
     decide_posts,
     named_runs,
 )
-from airflow_childrun.store.sql import rows
+from airflow_childrun.store.sql import raw_rows, rows
 from airflow_childrun.store.sql.engine import Database, settled
 from airflow_childrun.store.sql.errors import SurpriseError
 from airflow_childrun.store.sql.statements import Statements
-
-Parameters = list[dict[str, Any]]
+from airflow_childrun.store.sql.texts import CHUNK, Row, Texts, Writing
 
 
 class Committer:
     """Runs batches against a database."""
 
-    def __init__(self, database: Database, statements: Statements) -> None:
+    def __init__(self, database: Database, statements: Statements, texts: Texts) -> None:
         self._database = database
         self._statements = statements
+        self._texts = texts
 
     def commit(self, commits: Sequence[Commit]) -> list[Committed | Conflict]:
         """Make each commit happen or not; any surprise makes each member go alone, once."""
@@ -89,11 +88,12 @@ class Committer:
         found: dict[UUID, StoredRun] = {}
         sessions: dict[UUID, StoredSession] = {}
         now = None
-        for row in connection.execute(statements.locked_runs, {"run_ids": list(run_ids)}) if run_ids else ():
-            found[row.run_id] = rows.run_of(row)
-            if (session := rows.session_of(row)) is not None:
+        for row in self._locked(connection, run_ids):
+            stored = raw_rows.run_of(row)
+            found[stored.row.run_id] = stored
+            if (session := raw_rows.session_of(row, stored)) is not None:
                 sessions[session.session_id] = session
-            now = max(now or 0, row.now)
+            now = max(now or 0, row[raw_rows.NOW])
         if now is None:
             now = connection.scalar(statements.now)
         by_run = {(post.run_id, post.post_id) for post in posts if post.run_id in found}
@@ -117,27 +117,36 @@ class Committer:
         return Picture(now, found, sessions, posted, find_event, find_slot)
 
     def _write(self, connection: Connection, writes: Writes) -> None:
-        work = [(statement, parameters) for statement, parameters in self._work(writes) if parameters]
+        work = [(writing, values) for writing, values in self._work(writes) if values]
         if work:
             self._database.dialect.write_and_commit(connection, work)
         else:
             connection.rollback()
 
-    def _work(self, writes: Writes) -> list[tuple[Executable, Parameters]]:
+    def _locked(self, connection: Connection, run_ids: Iterable[UUID]) -> list[Row]:
+        dialect = self._database.dialect
+        found: list[Row] = []
+        if not connection.in_transaction():
+            connection.begin()
+        ids = sorted(run_id.bytes for run_id in run_ids)
+        for start in range(0, len(ids), CHUNK):
+            condition, parameters = dialect.one_of(ids[start : start + CHUNK])
+            text = self._texts.locked_runs.format(condition) + dialect.lock_text
+            found += dialect.fetch(connection, text, parameters)
+        return found
+
+    def _work(self, writes: Writes) -> list[tuple[Writing, list[Row]]]:
         """Order the writes: ids ascending within each table, so that batches of two processes never deadlock."""
-        statements = self._statements
-        created = sorted(writes.created.values(), key=lambda stored: stored.row.run_id)
-        changed = sorted(writes.changed.values(), key=lambda stored: stored.row.run_id)
-        artifacts = [writes.artifacts[key] for key in sorted(writes.artifacts)]
-        events = sorted(writes.events, key=lambda event: (event.run_id, event.seq))
+        texts = self._texts
+        created = sorted(writes.created.values(), key=lambda stored: stored.row.run_id.bytes)
+        changed = sorted(writes.changed.values(), key=lambda stored: stored.row.run_id.bytes)
+        artifacts = sorted(map(raw_rows.artifact_values, writes.artifacts.values()))
+        events = sorted((event.run_id.bytes, event.seq, event) for event in writes.events)
         return [
-            (statements.insert_runs, [rows.all_columns(stored) for stored in created]),
-            (statements.insert_artifacts, [rows.artifact_columns(artifact) for artifact in artifacts]),
-            (statements.insert_events, [rows.event_columns(event) for event in events]),
-            (statements.insert_facts, [rows.fact_columns(fact) for fact in writes.facts]),
-            (statements.insert_entries, [rows.entry_columns(entry) for entry in writes.entries]),
-            (
-                statements.move_runs,
-                [rows.moving_columns(stored) | {"the_run": stored.row.run_id} for stored in changed],
-            ),
+            (texts.insert_runs, [raw_rows.all_values(stored) for stored in created]),
+            (texts.insert_artifacts, artifacts),
+            (texts.insert_events, [raw_rows.event_values(event) for _, _, event in events]),
+            (texts.insert_facts, [raw_rows.fact_values(fact) for fact in writes.facts]),
+            (texts.insert_entries, [raw_rows.entry_values(entry) for entry in writes.entries]),
+            (texts.move_runs, [raw_rows.moved_values(stored) for stored in changed]),
         ]

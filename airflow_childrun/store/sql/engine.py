@@ -15,6 +15,8 @@ from airflow_childrun.store.sql.dialects.base import StoreDialect
 from airflow_childrun.store.sql.dialects.postgresql import PostgresqlDialect
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
 from airflow_childrun.store.sql.errors import SurpriseError, translated
+from airflow_childrun.store.sql.schema import Tables
+from airflow_childrun.store.sql.texts import Texts
 
 POOL_SIZE = 2
 POOL_TIMEOUT_S = 30.0
@@ -61,6 +63,10 @@ class Database:
         self.url = self.dialect.url(parsed)
         self.place = place_of(self.url)
         self._engines: dict[int, Engine] = {}
+
+    def texts(self, tables: Tables) -> Texts:
+        """Return the hot statements on some tables."""
+        return Texts(tables, self.url.get_dialect()(), self.dialect.mark, self.dialect.now_text)
 
     def engine(self) -> Engine:
         """Return this process's engine; a forked child never touches connections of its parent."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Row
 
 from airflow_childrun.errors import CorruptionError
 from airflow_childrun.store.api import (
     AirflowCoordinates,
-    Artifact,
     FactEntry,
     Head,
     InboxEntry,
@@ -70,55 +70,6 @@ def session_of(row: Row[Any]) -> StoredSession | None:
     return StoredSession(row.lease_session_id, "", 0, row.session_expires_at, row.session_ended)
 
 
-def moving_columns(stored: StoredRun) -> dict[str, Any]:
-    """Return the columns of a run that commits move."""
-    row, last = stored.row, stored.last_eventless
-    return {
-        "status": row.status,
-        "head_seq": row.head.seq,
-        "head_hash": row.head.hash,
-        "epoch": row.head.epoch,
-        "inbox_seq": row.head.inbox_seq,
-        "checkpoint_seq": row.checkpoint_seq,
-        "checkpoint_hash": row.checkpoint_hash,
-        "checkpoint_snapshot_id": row.checkpoint_snapshot_id,
-        "final_snapshot_id": row.final_snapshot_id,
-        "error_code": row.error_code,
-        "wake_at": row.wake_at,
-        "updated_at": row.updated_at,
-        "ended_at": row.ended_at,
-        "lease_session_id": row.lease_session_id,
-        "last_commit_id": last.commit_id if last else None,
-        "last_commit_epoch": last.epoch if last else None,
-        "last_commit_at": last.recorded_at if last else None,
-    }
-
-
-def all_columns(stored: StoredRun) -> dict[str, Any]:
-    """Return every column of a new run."""
-    row, airflow = stored.row, stored.row.airflow
-    return moving_columns(stored) | {
-        "run_id": row.run_id,
-        "kind": row.kind,
-        "parent_run_id": row.parent_run_id,
-        "root_run_id": row.root_run_id,
-        "depth": row.depth,
-        "slot_id": row.slot_id,
-        "generation": row.generation,
-        "op_id": row.op_id,
-        "op_version": row.op_version,
-        "manifest_id": row.manifest_id,
-        "initial_snapshot_id": row.initial_snapshot_id,
-        "plan_id": row.plan_id,
-        "deadline_at": row.deadline_at,
-        "created_at": row.created_at,
-        "dag_id": airflow.dag_id if airflow else None,
-        "dag_run_id": airflow.dag_run_id if airflow else None,
-        "task_id": airflow.task_id if airflow else None,
-        "map_index": airflow.map_index if airflow else None,
-    }
-
-
 def event_of(row: Row[Any]) -> StoredEvent:
     """Read a row of ``childrun_event``.
 
@@ -127,28 +78,18 @@ def event_of(row: Row[Any]) -> StoredEvent:
     where = f"event {row.seq} of run {row.run_id}"
     body = plain(row.body, row.codec, where)
     if body_digest(body) != row.body_digest:
-        raise CorruptionError(
-            f"{where} has other bytes than were written; run `childrun verify {row.run_id}` and restore the run from a "
-            "backup, or start it afresh",
-            code="event_body_changed",
-            details={"run_id": str(row.run_id), "seq": row.seq},
-        )
+        raise event_changed(row.run_id, row.seq)
     return StoredEvent(row.run_id, row.seq, row.recorded_at, body, row.hash, row.commit_id, row.epoch)
 
 
-def event_columns(event: StoredEvent) -> dict[str, Any]:
-    """Return the columns of an event."""
-    return {
-        "run_id": event.run_id,
-        "seq": event.seq,
-        "recorded_at": event.recorded_at,
-        "body": event.body,
-        "body_digest": body_digest(event.body),
-        "hash": event.hash,
-        "commit_id": event.commit_id,
-        "epoch": event.epoch,
-        "codec": RAW,
-    }
+def event_changed(run_id: UUID, seq: int) -> CorruptionError:
+    """Return the error for an event whose bytes are not those of its digest."""
+    return CorruptionError(
+        f"event {seq} of run {run_id} has other bytes than were written; run `childrun verify {run_id}` and restore the "
+        "run from a backup, or start it afresh",
+        code="event_body_changed",
+        details={"run_id": str(run_id), "seq": seq},
+    )
 
 
 def fact_of(row: Row[Any]) -> FactEntry:
@@ -156,24 +97,9 @@ def fact_of(row: Row[Any]) -> FactEntry:
     return FactEntry(row.run_id, row.seq, row.key_digest, row.payload_id, row.request_digest, bool(row.failed))
 
 
-def fact_columns(fact: FactEntry) -> dict[str, Any]:
-    """Return the columns of a fact."""
-    return {name: getattr(fact, name) for name in FactEntry.__slots__}
-
-
-def artifact_columns(artifact: Artifact) -> dict[str, Any]:
-    """Return the columns of an artifact."""
-    return {name: getattr(artifact, name) for name in Artifact.__slots__} | {"codec": RAW}
-
-
 def entry_of(row: Row[Any]) -> InboxEntry:
     """Read a row of ``childrun_inbox``."""
     return InboxEntry(row.run_id, row.n, row.post_id, row.kind, bytes(row.body), row.recorded_at)
-
-
-def entry_columns(entry: InboxEntry) -> dict[str, Any]:
-    """Return the columns of an inbox entry."""
-    return {name: getattr(entry, name) for name in InboxEntry.__slots__}
 
 
 def plain(body: bytes, codec: str, where: str) -> bytes:

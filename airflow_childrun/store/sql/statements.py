@@ -1,10 +1,10 @@
-"""Every statement of the store, built once per schema; nothing here is executed."""
+"""The statements of the store that are not hot, built once per schema; nothing here is executed. The others: ``texts``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, not_, or_, select, update
 
 from airflow_childrun.store.api import RunFilter
 from airflow_childrun.store.cursor import position_of
@@ -30,9 +30,6 @@ class Statements:
             session.c.ended.label("session_ended"),
             dialect.now().label("now"),
         ).select_from(run.outerjoin(session, session.c.session_id == run.c.lease_session_id))
-        self.runs_by_id = self.runs.where(run.c.run_id.in_(bindparam("run_ids", expanding=True)))
-        # Everybody locks in the order of ids, so that two batches never wait for each other.
-        self.locked_runs = self.runs_by_id.order_by(run.c.run_id).with_for_update(of=run)
         self.children = self.runs.where(run.c.parent_run_id == bindparam("the_parent", type_=UuidBytes)).order_by(
             run.c.created_at, run.c.run_id
         )
@@ -43,9 +40,6 @@ class Statements:
         self._events()
         self._artifacts_and_inbox()
         self._sessions()
-        self.insert_runs = insert(run)
-        # Which columns it sets follows from the parameters: rows.moving_columns.
-        self.move_runs: Update = update(run).where(run.c.run_id == bindparam("the_run", type_=UuidBytes))
 
     def _events(self) -> None:
         event, fact = self.tables.event, self.tables.fact
@@ -59,26 +53,15 @@ class Statements:
             .where(or_(event.c.seq == 1, event.c.seq.between(run.c.head_seq - 1, run.c.head_seq)))
             .order_by(event.c.run_id, event.c.seq)
         )
-        self.events: Select[Any] = (
-            select(event)
-            .where(of_run, event.c.seq >= bindparam("from_seq"), event.c.seq <= bindparam("to_seq"))
-            .order_by(event.c.seq)
-        )
         self.facts: Select[Any] = (
             select(fact).where(fact.c.run_id == bindparam("the_run", type_=UuidBytes)).order_by(fact.c.seq)
         )
         self.facts_by_key = self.facts.where(fact.c.key_digest.in_(bindparam("digests", expanding=True)))
-        self.insert_events = insert(event)
-        self.insert_facts = insert(fact)
 
     def _artifacts_and_inbox(self) -> None:
         artifact, inbox = self.tables.artifact, self.tables.inbox
         of_tree = artifact.c.root_run_id == bindparam("the_root", type_=UuidBytes)
-        self.artifacts: Select[Any] = select(artifact.c.id, artifact.c.body, artifact.c.codec).where(
-            of_tree, artifact.c.id.in_(bindparam("ids", expanding=True))
-        )
         self.artifact_kinds: Select[Any] = select(artifact.c.id, artifact.c.kind).where(of_tree)
-        self.insert_artifacts: Executable = self.dialect.insert_new(artifact)
         self.posted: Select[Any] = select(inbox.c.run_id, inbox.c.post_id, inbox.c.n).where(
             inbox.c.run_id.in_(bindparam("run_ids", expanding=True)),
             inbox.c.post_id.in_(bindparam("post_ids", expanding=True)),
@@ -88,7 +71,6 @@ class Statements:
             .where(inbox.c.run_id == bindparam("the_run", type_=UuidBytes), inbox.c.n > bindparam("after"))
             .order_by(inbox.c.n)
         )
-        self.insert_entries = insert(inbox)
 
     def _sessions(self) -> None:
         session = self.tables.session

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import URL, Executable, Row
+from sqlalchemy import URL, Executable
+from sqlalchemy import Row as SqlRow
 
 from airflow_childrun.clock import Clock, SystemClock
 from airflow_childrun.errors import ChildRunError, OtherStorageError
@@ -29,18 +30,16 @@ from airflow_childrun.store.api import (
 from airflow_childrun.store.chain import artifact_changed, body_digest
 from airflow_childrun.store.cursor import cursor_of
 from airflow_childrun.store.decision import as_seen
-from airflow_childrun.store.sql import rows
+from airflow_childrun.store.sql import raw_rows, rows
 from airflow_childrun.store.sql.commit import Committer
 from airflow_childrun.store.sql.engine import Database
 from airflow_childrun.store.sql.purge import Purge
 from airflow_childrun.store.sql.schema import tables_in
 from airflow_childrun.store.sql.session import Sessions
 from airflow_childrun.store.sql.statements import Statements
+from airflow_childrun.store.sql.texts import CHUNK, Row
 
 _LAST_SEQ = 2**63 - 1
-_CHUNK = 500
-"""How many ids one statement names: SQLite and PostgreSQL limit the number of parameters."""
-
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -61,7 +60,8 @@ class SqlStore:
         self.database = Database(url, clock or SystemClock())
         self.schema = schema
         self._statements = Statements(tables_in(schema), self.database.dialect)
-        self._committer = Committer(self.database, self._statements)
+        self._texts = self.database.texts(tables_in(schema))
+        self._committer = Committer(self.database, self._statements, self._texts)
         self._sessions = Sessions(self.database, self._statements)
         self._purge = Purge(self.database, self._statements.tables)
 
@@ -76,9 +76,9 @@ class SqlStore:
         self, run_id: UUID, from_seq: int = 1, to_seq: int | None = None, limit: int | None = None
     ) -> list[StoredEvent]:
         """Return the events ``from_seq`` to ``to_seq``, both inclusive, ascending; an unknown run has none."""
-        bounds = {"the_run": run_id, "from_seq": from_seq, "to_seq": _LAST_SEQ if to_seq is None else to_seq}
-        events = self._statements.events
-        return [rows.event_of(row) for row in self._all(events if limit is None else events.limit(limit), bounds)]
+        bounds = (run_id.bytes, from_seq, _LAST_SEQ if to_seq is None else to_seq)
+        text = self._texts.events if limit is None else f"{self._texts.events} LIMIT {int(limit)}"
+        return list(map(raw_rows.event_of, self._driver_rows(text, bounds)))
 
     def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
         """Return the first event and the last two of each of those runs that exist, ascending by seq."""
@@ -94,11 +94,8 @@ class SqlStore:
 
     def get_runs(self, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
         """Return the rows of those runs that exist."""
-        found = (
-            _seen(row)
-            for chunk in _chunks(dict.fromkeys(run_ids))
-            for row in self._all(self._statements.runs_by_id, {"run_ids": chunk})
-        )
+        ids = (run_id.bytes for run_id in dict.fromkeys(run_ids))
+        found = (_raw_seen(row) for row in self._by_ids(self._texts.runs, (), ids))
         return {row.run_id: row for row in found}
 
     def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
@@ -124,10 +121,10 @@ class SqlStore:
 
     def get_artifacts(self, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
         """Return the bodies of those artifacts that exist in the tree, each verified against its id."""
+        wanted = map(bytes.fromhex, _digests(ids))
         found = {
-            row.id: rows.plain(row.body, row.codec, f"artifact {row.id}")
-            for chunk in _chunks(_digests(ids))
-            for row in self._all(self._statements.artifacts, {"the_root": root_run_id, "ids": chunk})
+            row[0].hex(): rows.plain(row[1], row[2], f"artifact {row[0].hex()}")
+            for row in self._by_ids(self._texts.artifacts, (root_run_id.bytes,), wanted)
         }
         for key, body in found.items():
             if body_digest(body) != key:
@@ -184,10 +181,20 @@ class SqlStore:
         """Close every connection of this process; the next use opens new ones."""
         self.database.close()
 
-    def _all(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+    def _all(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[SqlRow[Any]]:
         return self._checked(
             lambda: self.database.read(lambda connection: connection.execute(statement, parameters).all())
         )
+
+    def _by_ids(self, text: str, before: Row, ids: Iterable[bytes]) -> Iterator[Row]:
+        """Run a query about some ids, so many at a time as a statement may name."""
+        for chunk in _chunks(ids):
+            condition, parameters = self.database.dialect.one_of(chunk)
+            yield from self._driver_rows(text.format(condition), (*before, *parameters))
+
+    def _driver_rows(self, text: str, parameters: Row) -> Sequence[Row]:
+        fetch = self.database.dialect.fetch
+        return self._checked(lambda: self.database.read(lambda connection: fetch(connection, text, parameters)))
 
     def _checked(self, work: Callable[[], T]) -> T:
         """Run ``work``; if it fails for no reason that the database names, look whether the schema is the reason."""
@@ -209,8 +216,13 @@ class SqlStore:
             raise reason from error
 
 
-def _seen(row: Row[Any]) -> RunRow:
+def _seen(row: SqlRow[Any]) -> RunRow:
     return as_seen(rows.run_of(row), rows.session_of(row), row.now)
+
+
+def _raw_seen(values: Row) -> RunRow:
+    stored = raw_rows.run_of(values)
+    return as_seen(stored, raw_rows.session_of(values, stored), values[raw_rows.NOW])
 
 
 def _digests(texts: Iterable[str]) -> list[str]:
@@ -220,5 +232,5 @@ def _digests(texts: Iterable[str]) -> list[str]:
 
 def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(values)
-    while chunk := list(islice(rest, _CHUNK)):
+    while chunk := list(islice(rest, CHUNK)):
         yield chunk

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Executable, Insert, Table
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Table
 from sqlalchemy.exc import DBAPIError
+
+from airflow_childrun.store.sql.texts import Row, Writing
 
 Fault = Literal["surprise", "unavailable", "schema", "other"]
 """What a database's error means: try the members one by one; not reachable; tables missing; anything else."""
 
-Work = Sequence[tuple[Executable, list[dict[str, Any]]]]
-"""Statements, each with the parameters of the rows that it is executed for."""
+Work = Sequence[tuple[Writing, list[Row]]]
+"""What is written, each with its rows."""
 
 
 class StoreDialect:
     """Base of the dialects; the statements that all share stand in ``statements.py``."""
 
     name: ClassVar[str]
+    mark: ClassVar[str]
+    """The driver's placeholder."""
+    now_text: ClassVar[str]
+    """The database's time in microseconds, as text."""
+    lock_text: ClassVar[str] = ""
+    """What makes a query of runs ``r`` lock them."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a connection that reads with single statements."""
     write_options: ClassVar[Mapping[str, Any]] = {}
@@ -47,10 +55,34 @@ class StoreDialect:
         """Say what an error means; by its codes, never by its text."""
         raise NotImplementedError
 
+    def one_of(self, ids: Sequence[bytes]) -> tuple[str, Row]:
+        """Return the condition "is one of these ids", and its parameters."""
+        return f"IN ({', '.join(self.mark for _ in ids)})", tuple(ids)
+
+    def fetch(self, connection: Connection, text: str, parameters: Row) -> list[Row]:
+        """Run a query past SQLAlchemy, whose result objects would cost several times what the query does."""
+        cursor: Any = connection.connection.cursor()
+        try:
+            cursor.execute(text, parameters)
+            rows: list[Row] = cursor.fetchall()
+        except Exception as error:
+            if self.fault(error) == "unavailable":
+                # SQLAlchemy would do so: what else the pool holds is as old.
+                connection.invalidate()
+                connection.engine.dispose()
+            raise
+        finally:
+            cursor.close()
+        return rows
+
+    def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
+        """Execute a statement for some rows."""
+        raise NotImplementedError
+
     def write_and_commit(self, connection: Connection, work: Work) -> None:
-        """Execute the statements in order and commit."""
-        for statement, rows in work:
-            connection.execute(statement, rows)
+        """Write everything in order and commit."""
+        for writing, rows in work:
+            self.write_rows(connection, writing, rows)
         self.commit(connection)
 
     def commit(self, connection: Connection) -> None:

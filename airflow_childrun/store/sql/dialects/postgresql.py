@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from sqlalchemy import URL, BigInteger, ColumnElement, Connection, Insert, Table, cast, extract, func, select
@@ -11,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.pool import QueuePool
 
 from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect, Work
+from airflow_childrun.store.sql.texts import Row, Writing
 
 CONNECT_TIMEOUT_S = 10
 _MIGRATION_LOCK = 0x6368696C6472756E  # "childrun"
@@ -25,6 +27,8 @@ _FAULTS: Mapping[str, Fault] = {
     "42P01": "schema",  # undefined_table
     "42703": "schema",  # undefined_column
 }
+_ROWS = 500
+"""How many rows one statement writes: the protocol counts parameters in 16 bits."""
 # Connection lost, not enough resources, the operator or a timeout intervened, the system failed.
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
 
@@ -33,6 +37,9 @@ class PostgresqlDialect(StoreDialect):
     """PostgreSQL; its time is the server's wall clock."""
 
     name: ClassVar[str] = "postgresql"
+    mark: ClassVar[str] = "%s"
+    now_text: ClassVar[str] = "CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+    lock_text: ClassVar[str] = " FOR UPDATE OF r"
     # A read is one statement: no BEGIN and no COMMIT around it.
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
 
@@ -67,15 +74,25 @@ class PostgresqlDialect(StoreDialect):
         known = _FAULTS.get(state)
         return known or ("unavailable" if state[:2] in _UNAVAILABLE_CLASSES else "other")
 
+    def one_of(self, ids: Sequence[bytes]) -> tuple[str, Row]:
+        """Return the condition "is one of these ids", the same text for any number of them."""
+        return "= ANY(%s)", (list(ids),)
+
+    def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
+        """Write many rows with one statement."""
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            connection.exec_driver_sql(_text(writing, len(some)), tuple(value for row in some for value in row))
+
     def write_and_commit(self, connection: Connection, work: Work) -> None:
-        """Send all statements and the COMMIT in one round trip."""
+        """Send everything and the COMMIT in one round trip."""
         import psycopg  # only a store on PostgreSQL needs the driver
 
         driver: Any = connection.connection.driver_connection
         with driver.pipeline() as pipeline:
             try:
-                for statement, rows in work:
-                    connection.execute(statement, rows)
+                for writing, rows in work:
+                    self.write_rows(connection, writing, rows)
                 # The driver's own: SQLAlchemy's would take the transaction for ended if a queued statement failed.
                 driver.commit()
             except BaseException as error:
@@ -92,3 +109,18 @@ class PostgresqlDialect(StoreDialect):
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""
         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+
+
+@lru_cache(maxsize=512)
+def _text(writing: Writing, count: int) -> str:
+    columns = ", ".join(writing.columns)
+    row = ", ".join("%s" for _ in writing.columns)
+    if writing.verb != "update":
+        new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
+        return f"INSERT INTO {writing.table} ({columns}) VALUES {', '.join([f'({row})'] * count)}{new}"
+    # A list of rows has the types of its first one.
+    typed = ", ".join(f"CAST(%s AS {kind})" for kind in writing.types)
+    rows = ", ".join([f"({typed})", *[f"({row})"] * (count - 1)])
+    key, *moved = writing.columns
+    changes = ", ".join(f"{name} = v.{name}" for name in moved)
+    return f"UPDATE {writing.table} r SET {changes} FROM (VALUES {rows}) v ({columns}) WHERE r.{key} = v.{key}"

@@ -13,9 +13,11 @@ from sqlalchemy.pool import QueuePool
 from airflow_childrun.clock import Clock
 from airflow_childrun.errors import InputError
 from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect
+from airflow_childrun.store.sql.texts import Row, Writing
 
 BUSY_TIMEOUT_S = 10.0
 _WRITES = "childrun_writes"
+_NOW = "childrun_now_us"
 
 _FAULTS: Mapping[int, Fault] = {
     sqlite3.SQLITE_BUSY: "surprise",
@@ -38,6 +40,8 @@ class SqliteDialect(StoreDialect):
     """
 
     name: ClassVar[str] = "sqlite"
+    mark: ClassVar[str] = "?"
+    now_text: ClassVar[str] = f"{_NOW}()"
     write_options: ClassVar[Mapping[str, Any]] = {_WRITES: True}
 
     def __init__(self, clock: Clock) -> None:
@@ -70,6 +74,18 @@ class SqliteDialect(StoreDialect):
         """Return an insert that leaves rows alone whose primary key exists."""
         return insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key))
 
+    def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
+        """Execute a statement for each row: the driver prepares it once."""
+        columns = writing.columns
+        if writing.verb == "update":
+            moved = ", ".join(f"{name} = ?{number}" for number, name in enumerate(columns[1:], 2))
+            text = f"UPDATE {writing.table} SET {moved} WHERE {columns[0]} = ?1"
+        else:
+            marks = ", ".join("?" for _ in columns)
+            new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
+            text = f"INSERT INTO {writing.table} ({', '.join(columns)}) VALUES ({marks}){new}"
+        connection.exec_driver_sql(text, rows if len(rows) > 1 else rows[0])
+
     def fault(self, error: Exception) -> Fault:
         """Say what an error means: SQLite's extended codes hold the primary one in their lowest byte."""
         code = getattr(error, "sqlite_errorcode", None)
@@ -82,7 +98,7 @@ class SqliteDialect(StoreDialect):
     def _on_connect(self, connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG002
         # The driver shall begin no transactions by itself: it would begin them without the write lock.
         connection.isolation_level = None
-        connection.create_function("childrun_now_us", 0, self._clock.now_us)
+        connection.create_function(_NOW, 0, self._clock.now_us)
         connection.execute("PRAGMA synchronous=FULL").close()
         try:
             connection.execute("PRAGMA journal_mode=WAL").close()

@@ -40,9 +40,10 @@ class Committer:
         if not commits:
             return []
         try:
-            return self._attempt(commits)
+            results = self._attempt(commits)
         except SurpriseError:
             return [self._alone(commit) for commit in commits]
+        return [self._asked_again(commit, result) for commit, result in zip(commits, results, strict=True)]
 
     def post(self, posts: Sequence[InboxPost]) -> dict[UUID, int | None]:
         """Put entries into inboxes."""
@@ -56,6 +57,16 @@ class Committer:
             return numbers
 
         return self._database.write(transaction)
+
+    def _asked_again(self, commit: Commit, result: Committed | Conflict) -> Committed | Conflict:
+        """Decide a refused commit that creates runs once more, in a transaction that begins now.
+
+        The statement that waited for the lock of its parent sees that row as it is now, but not the runs that whoever held
+        the lock has just created: they may be this very commit's, submitted before.
+        """
+        if isinstance(result, Committed) or all(step.create is None for step in commit.steps):
+            return result
+        return self._alone(commit)
 
     def _alone(self, commit: Commit) -> Committed | Conflict:
         return settled(lambda: self._attempt([commit], careful=True), self._database.place)[0]

@@ -50,6 +50,7 @@ __all__ = [
     "command_classes",
     "conf",
     "connection_from_secrets",
+    "current_default_args",
     "empty_metadata",
     "mask_secret",
     "mask_secret_async",
@@ -107,6 +108,14 @@ def channel_is_shared() -> bool:
     runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
     comms = getattr(runner, "SUPERVISOR_COMMS", None)
     return type(comms).__name__ == "InProcessSupervisorComms"
+
+
+def current_default_args() -> Mapping[str, Any]:
+    """Return the ``default_args`` of the DAG that is being defined; none outside of one."""
+    from airflow.sdk.definitions._internal.contextmanager import DagContext
+
+    dag = DagContext.get_current()
+    return {} if dag is None else dag.default_args
 
 
 # ----------------------------------------------------------------------------------------- in an administrator's process

@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from airflow_childrun._airflow import BaseDecoratedOperator, Context, task_decorator_factory
+from airflow_childrun._airflow import BaseDecoratedOperator, Context, current_default_args, task_decorator_factory
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.errors import ChildRunError, OperationError
 from airflow_childrun.hooks.childrun import read_on_clear
 from airflow_childrun.hooks.elements import SpawnOrder
-from airflow_childrun.operators.childrun import ChildRunOperator, fail_task
+from airflow_childrun.operators.childrun import DEFAULT_RETRIES, ChildRunOperator, fail_task
 
 KEY = "main"
 OPERATION = "childrun_operation"
@@ -61,11 +61,14 @@ def durable_task(python_callable: Callable[..., Any] | None = None, *, version: 
     """Make a function with a parameter ``io`` a task: ``@task.durable`` or ``@task.durable(version="2")``.
 
     :param version: raise it when what the function records under its keys changes
-    :param kwargs: arguments of the task, such as ``retries``, ``on_clear`` or ``childrun_conn_id``
+    :param kwargs: arguments of the task, such as ``on_clear``, ``childrun_conn_id`` or ``retries``: by default those of the
+        DAG around it, or 2
     :raises OperationError: code ``invalid_handler``, if the function has no parameter ``io``
     """
 
     def make(function: Callable[..., Any]) -> Any:
+        # TaskFlow's expand() asks no operator for its defaults.
+        kwargs.setdefault("retries", current_default_args().get("retries", DEFAULT_RETRIES))
         return task_decorator_factory(
             seen_by_airflow(function, version), decorated_operator_class=DurableDecoratedOperator, **kwargs
         )

@@ -17,7 +17,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_childrun import AwaitChildRunOperator, Operation, SpawnChildRunOperator
-from airflow_childrun.errors import InputError
+from airflow_childrun.decorators.durable import durable_task, seen_by_airflow
+from airflow_childrun.errors import InputError, OperationError
 from airflow_childrun.model.config import RetryPolicy, RunConfig
 from tests.provider.conftest import AirflowHome
 
@@ -190,7 +191,7 @@ def stage(new_airflow_home: Callable[..., AirflowHome], tmp_path_factory: pytest
         AIRFLOW__LOGGING__LOGGING_LEVEL="INFO",
     )
     home.environment["PYTHONPATH"] += f":{shared}"
-    for name in ("every_way.py", "same_name.py"):
+    for name in ("every_way.py", "same_name.py", "durable.py"):
         shutil.copy(DAGS / name, home.path / "dags")
     shutil.copy(DAGS / "shared_operations.py", shared)
     for done in (home.airflow("db", "migrate"), home.childrun("init")):
@@ -373,3 +374,26 @@ def test_two_files_with_one_operation_name_each_run_their_own(stage: Stage) -> N
     assert run.xcom("other")["output"] == 2000
     assert run.xcom("other_named")["output"] == 3000
     assert stage.run("plain").xcom("one")["output"] == 42
+
+
+def test_a_durable_task_returns_what_its_function_returns_and_repeats_no_step(stage: Stage) -> None:
+    """Its first try fails after the step; the second one knows the answer."""
+    run = stage.run("durable")
+    assert run.xcom("report") == 30
+    assert [run.xcom("mapped", index) for index in (0, 1)] == [20, 20]
+    assert run.xcom("alone") == "nothing taken"
+    for region in ("west", "north", "south"):
+        assert (stage.count(f"durable-{region}"), stage.count(f"durable-{region}-tries")) == (1, 2)
+
+
+def test_a_durable_task_needs_io() -> None:
+    with pytest.raises(OperationError, match="has no parameter io"):
+        durable_task(lambda region: region)
+    with pytest.raises(OperationError) as raised:
+        seen_by_airflow(durably, "1")("west")
+    assert raised.value.code == "operation_called"
+
+
+def durably(io: Any, region: str) -> str:
+    """Do nothing much."""
+    return str(io.step(str, region))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypeAliasType
 
-from airflow_childrun.canonical import canonical_json_bytes, json_path
+from airflow_childrun.canonical import MAX_DEPTH, canonical_json_bytes, json_path
 from airflow_childrun.errors import CanonicalError, InputError
 from airflow_childrun.model.wire import complaints
 
@@ -33,6 +33,14 @@ def encode(value: Any, where: str) -> Any:
 def _encode(value: Any, where: str, trail: list[str | int]) -> Any:
     if type(value) in _PLAIN:
         return value
+    if len(trail) > MAX_DEPTH:
+        # Also what holds itself; without this the stack overflows before canonical JSON can refuse it.
+        raise InputError(
+            f"{where} holds more than {MAX_DEPTH} lists and objects inside one another at {json_path(trail[:5])}...; "
+            "flatten it, or keep it out of what is recorded",
+            code="value_not_encodable",
+            details={"path": json_path(trail[:5])},
+        )
     if isinstance(value, dict):
         return _encode_object(value, where, trail)
     if isinstance(value, list | tuple):

@@ -22,6 +22,9 @@ def position_of(cursor: str | None) -> tuple[int, UUID] | None:
         return None
     created_at, _, run_id = cursor.partition("-")
     try:
-        return int(created_at), UUID(hex=run_id)
+        position = int(created_at), UUID(hex=run_id)
+        if not 0 <= position[0] < 2**63:
+            raise ValueError(created_at)
     except ValueError:
         raise InputError(f"cursor {cursor!r} is none that find_runs returned; pass RunPage.cursor back") from None
+    return position

@@ -9,7 +9,7 @@ from uuid import UUID
 from airflow_childrun.errors import CorruptionError
 from airflow_childrun.store.api import GENESIS_HASH, StoredEvent
 
-_DOMAIN = b"childrun/event/v1\0"
+DOMAIN = b"childrun/event/v1\0"
 
 
 def body_digest(body: bytes) -> str:
@@ -27,7 +27,7 @@ def event_hash(run_id: UUID, seq: int, recorded_at: int, previous_hash: str, bod
     return hashlib.sha256(
         b"".join(
             (
-                _DOMAIN,
+                DOMAIN,
                 run_id.bytes,
                 seq.to_bytes(8, "big"),
                 recorded_at.to_bytes(8, "big"),

@@ -22,6 +22,7 @@ from airflow_childrun.store.decision import (
 from airflow_childrun.store.sql import raw_rows, rows
 from airflow_childrun.store.sql.engine import Database, settled
 from airflow_childrun.store.sql.errors import SurpriseError
+from airflow_childrun.store.sql.lone_commit import answer_of, is_lone, statement_of
 from airflow_childrun.store.sql.statements import Statements
 from airflow_childrun.store.sql.texts import CHUNK, Row, Texts, Writing
 
@@ -39,6 +40,9 @@ class Committer:
         check_batch(commits)
         if not commits:
             return []
+        answer = self._lone(commits[0]) if len(commits) == 1 else None
+        if answer is not None:
+            return [answer]
         try:
             results = self._attempt(commits)
         except SurpriseError:
@@ -57,6 +61,19 @@ class Committer:
             return numbers
 
         return self._database.write(transaction)
+
+    def _lone(self, commit: Commit) -> Committed | None:
+        """Make a commit happen as one statement; None where that cannot be, or where it did not happen that way."""
+        database = self._database
+        if not database.dialect.has_lone_commits or not is_lone(commit):
+            return None
+        text, parameters = statement_of(commit, self._texts)
+        try:
+            rows = database.statement(lambda connection: database.dialect.fetch(connection, text, parameters))
+        except (SurpriseError, UnavailableError):
+            # Whether it happened is not known; submitted again, it is known by its id.
+            return None
+        return answer_of(commit, rows[0]) if rows else None
 
     def _asked_again(self, commit: Commit, result: Committed | Conflict) -> Committed | Conflict:
         """Decide a refused commit that creates runs once more, in a transaction that begins now.

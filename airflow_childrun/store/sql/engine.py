@@ -90,6 +90,14 @@ class Database:
         """
         return twice(lambda: self._run(work, self.dialect.read_options), self.place)
 
+    def statement(self, work: Callable[[Connection], T]) -> T:
+        """Run one statement once, a transaction of its own.
+
+        :raises SurpriseError: if somebody was in the way
+        :raises StorageError: translated from what the database said
+        """
+        return self._run(work, self.dialect.read_options)
+
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run an idempotent transaction and commit; once more if the connection was stale or somebody was in the way.
 

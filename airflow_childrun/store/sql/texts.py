@@ -44,6 +44,7 @@ class Texts:
 
     def __init__(self, tables: Tables, dialect: Dialect, mark: str, now: str) -> None:
         self._dialect = dialect
+        self.now = now
         self.run = self._name(tables.run)
         self.event = self._name(tables.event)
         self.fact = self._name(tables.fact)

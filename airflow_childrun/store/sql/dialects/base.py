@@ -25,6 +25,8 @@ class StoreDialect:
     """The driver's placeholder."""
     now_text: ClassVar[str]
     """The database's time in microseconds, as text."""
+    has_lone_commits: ClassVar[bool] = False
+    """Whether the statements of ``lone_commit`` are its own."""
     lock_text: ClassVar[str] = ""
     """What makes a query of runs ``r`` lock them."""
     read_options: ClassVar[Mapping[str, Any]] = {}
@@ -59,7 +61,7 @@ class StoreDialect:
         """Return the condition "is one of these ids", and its parameters."""
         return f"IN ({', '.join(self.mark for _ in ids)})", tuple(ids)
 
-    def fetch(self, connection: Connection, text: str, parameters: Row) -> list[Row]:
+    def fetch(self, connection: Connection, text: str, parameters: Row | dict[str, Any]) -> list[Row]:
         """Run a query past SQLAlchemy, whose result objects would cost several times what the query does."""
         cursor: Any = connection.connection.cursor()
         try:

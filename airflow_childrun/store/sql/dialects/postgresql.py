@@ -39,6 +39,7 @@ class PostgresqlDialect(StoreDialect):
     name: ClassVar[str] = "postgresql"
     mark: ClassVar[str] = "%s"
     now_text: ClassVar[str] = "CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+    has_lone_commits: ClassVar[bool] = True
     lock_text: ClassVar[str] = " FOR UPDATE OF r"
     # A read is one statement: no BEGIN and no COMMIT around it.
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "AUTOCOMMIT"}

@@ -1,0 +1,175 @@
+"""A lone commit of a run's owner as one statement of PostgreSQL: one round trip, one transaction.
+
+It is what ``decision`` decides for such a commit: it happens if head and epoch of the row are the expected ones, which
+locks the row and is asked of its newest version. The chain's hashes need the previous hash and the database's time, so
+the database works them out, by the formula of ``chain``. Where no row answers, the caller decides the long way: why the
+commit is refused, or that it happened before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from airflow_childrun.store.api import TERMINAL, Commit, Committed, Head, Moves, ReleaseLease, RunStep
+from airflow_childrun.store.chain import DOMAIN
+from airflow_childrun.store.sql.schema import RAW
+from airflow_childrun.store.sql.texts import Row, Texts
+
+MOST_EVENTS = 4
+MOST_ARTIFACTS = 4
+
+Shape = tuple[Any, ...]
+"""What of a commit decides the text: how many events and artifacts, which events are facts, what moves."""
+
+
+def is_lone(commit: Commit) -> bool:
+    """Whether a commit can be one statement: the owner's own progress on one run, and nothing else."""
+    if len(commit.steps) != 1 or commit.posts or len(commit.artifacts) > MOST_ARTIFACTS:
+        return False
+    step = commit.steps[0]
+    if step.create is not None or step.epoch is None or not 1 <= len(step.events) <= MOST_EVENTS:
+        return False
+    return step.lease is None or isinstance(step.lease, ReleaseLease)
+
+
+def statement_of(commit: Commit, texts: Texts) -> tuple[str, dict[str, Any]]:
+    """Return the text and its parameters."""
+    step = commit.steps[0]
+    moves = step.moves
+    facts = tuple(event.fact is not None for event in step.events)
+    ends_lease = step.lease is not None or moves.status in TERMINAL
+    shape = (facts, len(commit.artifacts), moves.checkpoint_at, moves.status in TERMINAL, ends_lease, _moved(moves))
+    return _text(texts, shape), _parameters(commit, step)
+
+
+def answer_of(commit: Commit, row: Row) -> Committed:
+    """Return the answer to a commit that happened: the statement's row is time, hash of the last event, inbox number."""
+    step = commit.steps[0]
+    at, tip, inbox_seq = row
+    head = Head(step.expected_head + len(step.events), tip.hex(), step.epoch or 0, inbox_seq)
+    return Committed(at, {step.run_id: head})
+
+
+_VALUES = ("status", "checkpoint_snapshot_id", "final_snapshot_id", "error_code", "wake_at")
+
+
+def _moved(moves: Moves) -> tuple[str, ...]:
+    return tuple(name for name in _VALUES if getattr(moves, name) is not None)
+
+
+def _parameters(commit: Commit, step: RunStep) -> dict[str, Any]:
+    moves = step.moves
+    given: dict[str, Any] = {
+        "run": step.run_id.bytes,
+        "head": step.expected_head,
+        "epoch": step.epoch,
+        "commit": commit.commit_id.bytes,
+        "status": moves.status,
+        "checkpoint_snapshot_id": _unhex(moves.checkpoint_snapshot_id),
+        "final_snapshot_id": _unhex(moves.final_snapshot_id),
+        # "" and 0 clear a column.
+        "error_code": moves.error_code or None,
+        "wake_at": moves.wake_at or None,
+    }
+    for number, event in enumerate(step.events, 1):
+        digest = hashlib.sha256(event.body).digest()
+        seq = step.expected_head + number
+        # What stands before the time in the hashed bytes, and behind the previous hash.
+        given |= {
+            f"seq{number}": seq,
+            f"before{number}": DOMAIN + step.run_id.bytes + seq.to_bytes(8, "big"),
+            f"body{number}": event.body,
+            f"digest{number}": digest,
+        }
+        if event.fact is not None:
+            given[f"key{number}"] = bytes.fromhex(event.fact.key_digest)
+            given[f"payload{number}"] = _unhex(event.fact.payload_id)
+            given[f"request{number}"] = _unhex(event.fact.request_digest)
+            given[f"failed{number}"] = event.fact.failed
+    ordered = sorted(commit.artifacts, key=lambda artifact: (artifact.root_run_id, artifact.id))
+    for number, artifact in enumerate(ordered, 1):
+        given[f"root{number}"] = artifact.root_run_id.bytes
+        given[f"id{number}"] = bytes.fromhex(artifact.id)
+        given[f"kind{number}"] = artifact.kind
+        given[f"plain{number}"] = artifact.body
+    return given
+
+
+@lru_cache(maxsize=256)
+def _text(texts: Texts, shape: Shape) -> str:
+    facts, artifacts, checkpoint_at, is_end, ends_lease, moved = shape
+    last = len(facts)
+    expected = "run_id = %(run)s AND {0}.head_seq = %(head)s AND {0}.epoch = %(epoch)s"
+    locked = (
+        "SELECT r.head_hash AS h, GREATEST(t.now, r.updated_at) AS at, r.inbox_seq "
+        f"FROM {texts.run} r, t WHERE r.{expected.format('r')} FOR UPDATE OF r"
+    )
+    changes = _changes(last, checkpoint_at, is_end, ends_lease, moved)
+    moving = f"UPDATE {texts.run} x SET {changes} FROM r, h{last} WHERE x.{expected.format('x')} RETURNING 1"
+    parts = [
+        f"t AS MATERIALIZED (SELECT {texts.now} AS now)",
+        f"r AS MATERIALIZED ({locked})",
+        *_hashes(last),
+        f"u AS ({moving})",
+        *_inserts(texts, facts, artifacts),
+    ]
+    return f"WITH {', '.join(parts)} SELECT r.at, h{last}.h, r.inbox_seq FROM r, h{last}, u"
+
+
+def _hashes(count: int) -> list[str]:
+    return [
+        f"h{number} AS MATERIALIZED (SELECT sha256(CAST(%(before{number})s AS BYTEA) || int8send(r.at) || "
+        f"{f'h{number - 1}.h' if number > 1 else 'r.h'} || CAST(%(digest{number})s AS BYTEA)) AS h "
+        f"FROM r{f', h{number - 1}' if number > 1 else ''})"
+        for number in range(1, count + 1)
+    ]
+
+
+def _changes(last: int, checkpoint_at: int | None, is_end: bool, ends_lease: bool, moved: Sequence[str]) -> str:
+    changes = [f"head_seq = %(seq{last})s, head_hash = h{last}.h, updated_at = r.at"]
+    changes += [f"{name} = %({name})s" for name in moved]
+    if checkpoint_at is not None:
+        mark = checkpoint_at + 1
+        own = f"h{mark}.h" if mark == last else f"(SELECT h FROM h{mark})"
+        changes.append(f"checkpoint_seq = %(seq{mark})s, checkpoint_hash = {own}")
+    if is_end:
+        changes.append("ended_at = r.at")
+    if ends_lease:
+        changes.append("lease_session_id = NULL")
+    return ", ".join(changes)
+
+
+def _inserts(texts: Texts, facts: Sequence[bool], artifacts: int) -> list[str]:
+    """Write what follows from the moved row: without one, nothing is written."""
+    parts = []
+    if artifacts:
+        rows = ", ".join(
+            f"(CAST(%(root{n})s AS BYTEA), CAST(%(id{n})s AS BYTEA), CAST(%(kind{n})s AS TEXT), "
+            f"CAST(%(plain{n})s AS BYTEA))"
+            for n in range(1, artifacts + 1)
+        )
+        columns = "root_run_id, id, kind, body, codec"
+        parts.append(
+            f"a AS (INSERT INTO {texts.artifact} ({columns}) SELECT v.*, '{RAW}' FROM (VALUES {rows}) v, u "
+            "ON CONFLICT DO NOTHING)"
+        )
+    for number, is_fact in enumerate(facts, 1):
+        columns = "run_id, seq, recorded_at, body, body_digest, hash, commit_id, epoch, codec"
+        parts.append(
+            f"e{number} AS (INSERT INTO {texts.event} ({columns}) SELECT %(run)s, %(seq{number})s, r.at, %(body{number})s, "
+            f"%(digest{number})s, h{number}.h, %(commit)s, %(epoch)s, '{RAW}' FROM r, h{number}, u)"
+        )
+        if is_fact:
+            columns = "run_id, key_digest, seq, payload_id, request_digest, failed"
+            parts.append(
+                f"f{number} AS (INSERT INTO {texts.fact} ({columns}) SELECT %(run)s, %(key{number})s, %(seq{number})s, "
+                f"%(payload{number})s, %(request{number})s, %(failed{number})s FROM u)"
+            )
+    return parts
+
+
+def _unhex(value: str | None) -> bytes | None:
+    return None if value is None else bytes.fromhex(value)

@@ -221,10 +221,17 @@ def in_element(index: int, where: str) -> Iterator[None]:
 def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> str:
     """Return the name that a key function or a field gives an element.
 
-    :raises InputError: code ``child_key_missing``, if the element has no such field
+    :raises InputError: code ``child_key_missing``, if the element has no such field, or the function raises
     """
     if callable(key):
-        return str(encode(key(element), f"the key of element {index}"))
+        try:
+            name = key(element)
+        except Exception as error:
+            raise InputError(
+                f"the key function raised {type(error).__name__} for element {index}; give each element what it looks for",
+                code="child_key_missing",
+            ) from error
+        return str(encode(name, f"the key of element {index}"))
     found = element.get(key) if isinstance(element, Mapping) else getattr(element, key, None)
     if found is None:
         raise InputError(f"element {index} has no field {key!r} to be named by", code="child_key_missing")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.property.strategies import json_values, scalars
 
 RUN_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
-STRANGE = (
+STRANGE: tuple[Any, ...] = (
     None,
     "",
     "\x00",

@@ -23,7 +23,7 @@ class Died(BaseException):
     """The simulated process is dead: its threads end where they stand."""
 
 
-class Stuck(AssertionError):
+class StuckError(AssertionError):
     """Everybody waits, and nothing will ever come."""
 
 
@@ -156,7 +156,7 @@ class Baton:
     def run(self, is_over: Callable[[], bool]) -> None:
         """Let the threads run, one at a time, until it is over.
 
-        :raises Stuck: if everybody waits for ever, or nothing comes of all the steps
+        :raises StuckError: if everybody waits for ever, or nothing comes of all the steps
         """
         while True:
             self._bury()
@@ -170,7 +170,9 @@ class Baton:
                 self.now_us += self.random.randrange(2_000)
                 self._switch(self.random.choice(ready))
             if self.steps > STEP_LIMIT or self.now_us > BEGIN_US + TIME_LIMIT_US:
-                raise Stuck(f"no end after {self.steps} steps, {(self.now_us - BEGIN_US) // 1_000_000} s: {self._who()}")
+                raise StuckError(
+                    f"no end after {self.steps} steps, {(self.now_us - BEGIN_US) // 1_000_000} s: {self._who()}"
+                )
 
     def _switch(self, thread: Thread) -> None:
         self.current, thread.started = thread, True
@@ -185,7 +187,7 @@ class Baton:
         if times:
             self.now_us = min(times)
         elif must:
-            raise Stuck(f"everybody waits for ever: {self._who()}")
+            raise StuckError(f"everybody waits for ever: {self._who()}")
 
     def _bury(self) -> None:
         """Unwind the threads of dead processes: whatever they touch on their way out refuses them."""

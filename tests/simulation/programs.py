@@ -151,7 +151,11 @@ class Expected:
     def output(self, op: str, program: Program) -> Any:
         """Return what an await of the child gives."""
         status, context = self.run(op, program)
-        return context["sim_tidy.main.main" if op == "sim_tidy" else "sim_node.main.second"] if status == "Completed" else status
+        return (
+            context["sim_tidy.main.main" if op == "sim_tidy" else "sim_node.main.second"]
+            if status == "Completed"
+            else status
+        )
 
     def _lines(self, lines: list[Any]) -> list[Any] | None:
         found: list[Any] = []

@@ -66,9 +66,8 @@ class Simulation:
         random = self.random
         if self.calm or random.random() < 0.2:
             return Faults()
-        rates = {
-            name: random.choice([0.0, 0.01, 0.05])
-            for name in ("refused", "unheard", "late", "slow", "death", "pause")
+        rates: dict[str, Any] = {
+            name: random.choice([0.0, 0.01, 0.05]) for name in ("refused", "unheard", "late", "slow", "death", "pause")
         }
         return Faults(**rates, left=random.randint(1, 12))
 
@@ -97,7 +96,7 @@ class Simulation:
         return self.broken[label] <= times
 
     def _check_call(self, label: str, process: Process) -> None:
-        """A recorded call is never repeated; whoever calls has a session that lives."""
+        """Check that no recorded call is repeated, and that whoever calls has a session that lives."""
         for facts in self.setting.store._facts.values():
             for fact in facts:
                 assert fact.failed or fact.key_digest not in self._digests(label), f"{label} was recorded already"
@@ -211,7 +210,7 @@ class Simulation:
             self._check_attempts()
 
     def _check_attempts(self) -> None:
-        """A single answer that is lost, however late its commit happens, costs no attempt."""
+        """Check that a single answer which is lost costs no attempt, however late its commit happens."""
         if len(self.setting.machines) == 1 and self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
             bodies = [event.body for events in self.setting.store._events.values() for event in events]
             assert not any(b'"recovered"' in body for body in bodies), "an attempt was left open"
@@ -221,7 +220,7 @@ class Simulation:
         return not (self.cancels or self.expected.has_timeouts)
 
     def _check_calls(self) -> None:
-        """A call is repeated only if something happened to its process, and then with the same token."""
+        """Check that a call is repeated only if something happened to its process, and then with the same token."""
         tokens: dict[str, set[str]] = {}
         for label, token in self.calls:
             tokens.setdefault(label, set()).add(token)
@@ -236,7 +235,7 @@ class Simulation:
                 assert count == most, f"{label} was called {count} times instead of {most}"
 
     def _check_results(self, rows: list[RunRow]) -> None:
-        """What came out is what comes out of the programs when nobody disturbs them."""
+        """Compare what came out with what comes out of the programs when nobody disturbs them."""
         by_id = {row.run_id: row for row in rows}
         for root, (status, context) in zip(self.setting.roots, self.ends, strict=True):
             row = by_id[root]
@@ -272,5 +271,3 @@ def simulate(seed: int, *, calm: bool = False) -> Simulation:
         print(simulation.report())
         raise
     return simulation
-
-

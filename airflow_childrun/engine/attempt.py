@@ -9,6 +9,7 @@ from typing import Any
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.context import StagedContext, snapshot_bytes
 from airflow_childrun.engine.ports import IoProvider, Journal
+from airflow_childrun.engine.presentable import presentable
 from airflow_childrun.errors import (
     CATEGORIES,
     CanonicalError,
@@ -42,7 +43,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler raised, or its context cannot be stored; ``raised`` is for the log, never for the record."""
+    """The handler raised, or its context cannot be stored; ``raised`` is for the log: no message in it is secret."""
 
     info: ErrorInfo
     raised: BaseException
@@ -65,7 +66,7 @@ def run_handler(
     except Interrupt:
         raise
     except BaseException as raised:  # noqa: BLE001 - SystemExit of a handler must end its state, not the process
-        return Failed(policy.redact_info(describe(raised)), raised)
+        return Failed(policy.redact_info(describe(raised)), presentable(raised, policy))
 
 
 def describe(raised: BaseException, code: str = HANDLER_RAISED) -> ErrorInfo:

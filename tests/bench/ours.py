@@ -7,6 +7,7 @@ import resource
 from typing import Any
 from uuid import UUID, uuid4
 
+from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.histories import load_history
 from airflow_childrun.store.api import Artifact, Commit, Committed, FactRow, Moves, NewEvent, NewRun, RunStep, Store
 from tests.bench.operations import open_engine, open_store, run
@@ -17,14 +18,18 @@ def steps(url: str, count: int) -> Measured:
     """Measure one run of ``count`` steps."""
     engine = open_engine(url)
     run(engine, "many_steps", min(count, 50))
-    return lambda: run(engine, "many_steps", count) and None
+    return lambda: _measured(engine, "many_steps", count)
 
 
 def children(url: str, count: int) -> Measured:
     """Measure one run that spawns, drives and awaits ``count`` children."""
     engine = open_engine(url)
     run(engine, "fan_out", min(count, 50))
-    return lambda: run(engine, "fan_out", count) and None
+    return lambda: _measured(engine, "fan_out", count)
+
+
+def _measured(engine: ExecutionEngine, op: str, count: int) -> None:
+    run(engine, op, count)
 
 
 def memory(url: str, count: int) -> Measured:

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_childrun.errors import UnavailableError
 from airflow_childrun.runtime.closing import cancel_run
+from airflow_childrun.runtime.engine import RunResult
 from airflow_childrun.store.verify import verify_run
 from tests.engine.kit import Background, Stage, eventually, new_lab
 
@@ -110,7 +111,7 @@ def test_a_run_that_ends_while_it_is_loaded_is_not_touched() -> None:
         lab.put("op", lambda s: s.ask("k"))
         slow, fast = lab.process(owner="slow"), lab.process(owner="fast")
         run_id = slow.create("op")
-        real, done = slow.house.store.read_events, []
+        real, done = slow.house.store.read_events, list[RunResult]()
 
         def read_events(*args: Any, **kwargs: Any) -> Any:
             if not done:

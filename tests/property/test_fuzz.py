@@ -35,7 +35,7 @@ from airflow_childrun.store.sql.address import parse_address
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.testing.clock import ManualClock
-from airflow_childrun.transports.wanted import read_wanted
+from airflow_childrun.transports.child_requests import read_wanted
 from tests.property.hostile import RUN_ID, anything, deep, mutated
 from tests.property.strategies import json_values, texts
 

@@ -247,7 +247,7 @@ def _bytes_of(value: Any) -> bytes:
         return b"{}"
 
 
-def fuzz(name: str, examples: int) -> None:
+def check_fuzzed(name: str, examples: int) -> None:
     """Try a target many times."""
     strategy, check = TARGETS[name]
 
@@ -262,13 +262,13 @@ def fuzz(name: str, examples: int) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_bad_input_is_answered_with_typed_errors(name: str) -> None:
-    fuzz(name, 60 if name == "command line" else 150)
+    check_fuzzed(name, 60 if name == "command line" else 150)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_hundred_thousand_bad_inputs_are_answered_with_typed_errors(name: str) -> None:
-    fuzz(name, 700 if name == "command line" else 7_650)
+    check_fuzzed(name, 700 if name == "command line" else 7_650)
 
 
 @pytest.mark.parametrize("depth", [99, 100, 101, 900, 5_000])

@@ -34,7 +34,7 @@ def test_every_schedule_comes_right(pack: int) -> None:
 @pytest.mark.parametrize("pack", range(NORMAL // PACK, MANY // PACK))
 def test_very_many_schedules_come_right(pack: int) -> None:
     for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):
-        simulate(seed)
+        assert simulate(seed).ends, seed
 
 
 def test_an_undisturbed_run_ends_like_a_disturbed_one() -> None:

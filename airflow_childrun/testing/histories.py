@@ -58,7 +58,9 @@ def import_history(
     )
     (answer,) = store.commit([commit])
     if isinstance(answer, Conflict):
-        raise ConcurrencyError(f"the run {answer.run_id} exists already; import into another store", code="run_already_exists")
+        raise ConcurrencyError(
+            f"the run {answer.run_id} exists already; import into another store", code="run_already_exists"
+        )
     return root
 
 
@@ -144,4 +146,3 @@ def _body_of(item: Mapping[str, Any]) -> bytes:
         return bytes.fromhex(item["hex"])
     text: str = item["text"]
     return text.encode()
-

@@ -19,7 +19,7 @@ from airflow_childrun.model.events import StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
 from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
-from airflow_childrun.runtime.histories import check_drift, load_run, read_manifest
+from airflow_childrun.runtime.histories import Reads, check_drift, load_run, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
@@ -35,9 +35,10 @@ Ending = Literal["ended", "foreign", "stopped"]
 class RunDriver:
     """Drives one run in the calling thread, which holds a slot."""
 
-    def __init__(self, house: House, row: RunRow, around: Surroundings) -> None:
+    def __init__(self, house: House, row: RunRow, around: Surroundings, reads: Reads | None = None) -> None:
         self._house = house
         self._row = row
+        self._reads: Reads = reads or house.store
         self._around = around
         self._snapshot: tuple[str, bytes] | None = None
         self.journal: RunJournal | None = None
@@ -56,13 +57,13 @@ class RunDriver:
         session_id = house.patience.attempt(house.keeper.session_id)
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
-        history = house.patience.attempt(lambda: load_run(house.store, row))
+        history = house.patience.attempt(lambda: load_run(self._reads, row))
         if history.finished is not None:
             # It ended after its row was read: whoever took the lease now would move a terminal run.
             return "ended"
-        manifest = house.patience.attempt(lambda: read_manifest(house.store, row.root_run_id, history.start))
+        manifest = house.patience.attempt(lambda: read_manifest(self._reads, row.root_run_id, history.start))
         plan = house.resolver.resolve(manifest)
-        house.patience.attempt(lambda: check_drift(house.store, row.root_run_id, history, plan))
+        house.patience.attempt(lambda: check_drift(self._reads, row.root_run_id, history, plan))
         self.journal = journal = self._open_journal(history, session_id)
         self._around.hold.mailbox = self._mailbox
         self.on_open(journal, self._mailbox)
@@ -92,12 +93,14 @@ class RunDriver:
             epoch=self._row.head.epoch,
             lease=TakeLease(session_id),
             store=house.store,
+            reads=self._reads,
             committer=house.committer,
             patience=house.patience,
             entropy=house.entropy,
             guard=RunGuard(SessionGuard(house.keeper, session_id), self._mailbox),
         )
         journal.on_inbox = self._mailbox.note
+        journal.on_created = house.cradle.keep
         return journal
 
     def _hand_over_children(self, history: RunHistory) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
@@ -18,7 +19,19 @@ from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.projection import check_row
 
 
-def load_run(store: Store, row: RunRow) -> RunHistory:
+class Reads(Protocol):
+    """The part of a store that tells a run's history."""
+
+    def read_events(
+        self, run_id: UUID, from_seq: int = 1, to_seq: int | None = None, limit: int | None = None
+    ) -> list[StoredEvent]:
+        """Return events, ascending."""
+
+    def get_artifacts(self, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
+        """Return the bodies of those artifacts that exist."""
+
+
+def load_run(store: Reads, row: RunRow) -> RunHistory:
     """Read and fold a run's chain, and refuse a row that does not follow from it.
 
     :raises CorruptionError: code ``run_row_mismatch``, or as :func:`load_history`
@@ -26,7 +39,7 @@ def load_run(store: Store, row: RunRow) -> RunHistory:
     return _load(store, row.run_id, row)
 
 
-def load_history(store: Store, run_id: UUID) -> RunHistory:
+def load_history(store: Reads, run_id: UUID) -> RunHistory:
     """Read and fold a run's chain.
 
     :raises NotFoundError: code ``run_not_found``
@@ -36,7 +49,7 @@ def load_history(store: Store, run_id: UUID) -> RunHistory:
     return _load(store, run_id, None)
 
 
-def _load(store: Store, run_id: UUID, row: RunRow | None) -> RunHistory:
+def _load(store: Reads, run_id: UUID, row: RunRow | None) -> RunHistory:
     streams: list[Stream] = []
     continues: Continues | None = None
     current: UUID | None = run_id
@@ -74,7 +87,7 @@ def check_stream(run_id: UUID, stored: Sequence[StoredEvent]) -> None:
     check_chain(run_id, stored)
 
 
-def read_manifest(store: Store, root_run_id: UUID, started: RunStarted) -> RunManifest:
+def read_manifest(store: Reads, root_run_id: UUID, started: RunStarted) -> RunManifest:
     """Return the manifest of a run.
 
     :raises NotFoundError: code ``manifest_not_found``
@@ -98,7 +111,7 @@ def read_manifest(store: Store, root_run_id: UUID, started: RunStarted) -> RunMa
     return manifest
 
 
-def check_drift(store: Store, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> None:
+def check_drift(store: Reads, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> None:
     """Compare a plan with the one that the run began with, up to the last state that was entered.
 
     :raises InvalidPlanError: codes ``plan_op_id_mismatch``, ``plan_drift`` (the message lists the differences)
@@ -123,7 +136,7 @@ def is_drifted(store: Store, row: RunRow, resolver: PlanResolver) -> bool:
     return bool(_differences(store, row.root_run_id, history, plan))
 
 
-def _differences(store: Store, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> list[str]:
+def _differences(store: Reads, root_run_id: UUID, history: RunHistory, plan: ExecutionPlan) -> list[str]:
     plan_id = history.start.plan_id
     if plan_id is None or plan_id == plan.plan_id:
         return []

@@ -15,6 +15,7 @@ from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.plan import StateNode
 from airflow_childrun.model.requests import GROUP
 from airflow_childrun.runtime.committer import Committer
+from airflow_childrun.runtime.cradle import Cradle
 from airflow_childrun.runtime.patience import Patience
 from airflow_childrun.runtime.scheduler import Scheduler, ThreadScheduler
 from airflow_childrun.runtime.sessions import SessionKeeper
@@ -142,6 +143,7 @@ class House:
     slots: Slots = field(init=False)
     keeper: SessionKeeper = field(init=False)
     patience: Patience = field(init=False)
+    cradle: Cradle = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the services that belong to this process alone.
@@ -149,6 +151,7 @@ class House:
         :raises OperationError: code ``transport_group_duplicate``, if a transport claims the group of child runs
         """
         TransportRegistry(self.transports.all().values()).register(_ChildRunGroup())
+        self.cradle = Cradle(self.store, self.scheduler)
         self.committer = Committer(self.store, self.scheduler)
         self.slots = Slots(self.scheduler, self.limits.max_concurrency)
         self.keeper = SessionKeeper(

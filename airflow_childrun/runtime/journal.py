@@ -13,6 +13,7 @@ from airflow_childrun.engine.ports import NO_EXTRAS, Extras
 from airflow_childrun.errors import Abandoned, Interrupt, LeaseLost, NotFoundError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import Event
 from airflow_childrun.runtime.committer import Committer
+from airflow_childrun.runtime.histories import Reads
 from airflow_childrun.runtime.patience import Patience
 from airflow_childrun.store.api import (
     Artifact,
@@ -50,6 +51,7 @@ class RunJournal:
         epoch: int,
         lease: TakeLease | None,
         store: Store,
+        reads: Reads,
         committer: Committer,
         patience: Patience,
         entropy: Entropy,
@@ -62,6 +64,7 @@ class RunJournal:
         self.session_id = lease.session_id if lease else None
         self._head = history.head
         self._store = store
+        self._reads = reads
         self._committer = committer
         self._patience = patience
         self._entropy = entropy
@@ -72,6 +75,7 @@ class RunJournal:
         self._ended: Interrupt | None = None
         self.has_written = False
         self.on_inbox: Callable[[int], object] = _ignore
+        self.on_created: Callable[[Commit, Committed], object] = _ignore
 
     def stage(self, events: Sequence[Event], artifacts: Sequence[Artifact] = ()) -> None:
         """Count events as happened; they become durable with the next append or flush.
@@ -103,7 +107,10 @@ class RunJournal:
         if not self._staged and not extras.steps and lease is None:
             return
         commit = self._commit(lease, extras)
-        head = self._submit(commit).heads[self.history.run_id]
+        answer = self._submit(commit)
+        head = answer.heads[self.history.run_id]
+        if extras.steps:
+            self.on_created(commit, answer)
         self.has_written = True
         self.on_inbox(head.inbox_seq)
         self._head, self._epoch, self._lease = head.seq, head.epoch, None
@@ -148,7 +155,7 @@ class RunJournal:
         :raises StoreInterrupt: if it is missing or not what it was
         """
         try:
-            found = self._patience.attempt(lambda: self._store.get_artifacts(self.root_run_id, [artifact_id]))
+            found = self._patience.attempt(lambda: self._reads.get_artifacts(self.root_run_id, [artifact_id]))
             if artifact_id not in found:
                 raise NotFoundError(
                     f"artifact {artifact_id} of run {self.history.run_id} is missing; run `childrun verify`",
@@ -202,5 +209,5 @@ class RunJournal:
         return Commit(self._entropy.new_id(), (step, *extras.steps), artifacts, extras.posts)
 
 
-def _ignore(inbox_seq: int) -> None:
+def _ignore(*news: object) -> None:
     """Nobody wants to know."""

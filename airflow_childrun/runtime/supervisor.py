@@ -186,9 +186,10 @@ class Supervisor:
     def _drive_until_settled(self, run_id: UUID, hold: Hold) -> None:
         """Take a run over; begin anew where another writer came in between."""
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
-            driver = RunDriver(
-                self._house, self._find(run_id), Surroundings(self.hand_over, self.wait, self.wait_all, self.ring, hold)
-            )
+            newborn = self._house.cradle.take(run_id)
+            row = self._find(run_id) if newborn is None else newborn.row
+            around = Surroundings(self.hand_over, self.wait, self.wait_all, self.ring, hold)
+            driver = RunDriver(self._house, row, around, newborn)
             try:
                 if self._driven(run_id, driver) == "stopped":
                     self.stopped.add(run_id)

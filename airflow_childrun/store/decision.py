@@ -154,6 +154,15 @@ def decide_posts(posts: Sequence[InboxPost], picture: Picture, at: int) -> dict[
     return numbers
 
 
+def created_row(step: RunStep, answer: Committed) -> RunRow | None:
+    """Return the row that a step with nothing but a run's first event has made; None for other steps."""
+    if step.create is None or len(step.events) != 1 or step.lease is not None or step.moves != _STILL:
+        return None
+    head = answer.heads[step.run_id]
+    row = _new_row(step.run_id, step.create, answer.recorded_at)
+    return replace(row, head=head, checkpoint_seq=1, checkpoint_hash=head.hash)
+
+
 def session_is_over(session_id: UUID) -> OtherStorageError:
     """Build the error for a session that is opened again after its end."""
     return OtherStorageError(f"session {session_id} is over and stays so; open one with a new id", code="session_over")

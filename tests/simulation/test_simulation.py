@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_childrun.engine import live_io
+from airflow_childrun.engine.decide import RECOVERY_LIMIT_EXCEEDED
 from airflow_childrun.runtime.sessions import SessionKeeper
 from airflow_childrun.runtime.waiting import Hold
 from airflow_childrun.store import decision
@@ -43,12 +44,18 @@ def test_an_undisturbed_run_ends_like_a_disturbed_one() -> None:
     for seed in range(80):
         wild, calm = simulate(seed), Simulation(seed, calm=True)
         calm.programs, calm.ends, calm.expected = wild.programs, wild.ends, wild.expected
-        if wild.cancelled or wild.expected.has_timeouts:
+        if wild.cancelled or wild.expected.has_timeouts or _was_given_up(wild):
             continue
         calm.run()
         compared += 1
         assert [_end(calm, root) for root in calm.setting.roots] == [_end(wild, root) for root in wild.setting.roots]
     assert compared > 30
+
+
+def _was_given_up(simulation: Simulation) -> bool:
+    """Whether too many owners in a row died over one of the runs."""
+    runs = simulation.setting.store._runs.values()
+    return any(stored.row.error_code == RECOVERY_LIMIT_EXCEEDED for stored in runs)
 
 
 def _end(simulation: Simulation, root: Any) -> tuple[str, str | None]:

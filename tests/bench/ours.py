@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from airflow_childrun.runtime.engine import ExecutionEngine
-from airflow_childrun.runtime.histories import load_history
 from airflow_childrun.store.api import Artifact, Commit, Committed, FactRow, Moves, NewEvent, NewRun, RunStep, Store
 from tests.bench.operations import open_engine, open_store, run
 from tests.bench.work import Measured
@@ -43,20 +42,6 @@ def memory(url: str, count: int) -> Measured:
         run(engine, "fan_out", count)
         return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
-    return measured
-
-
-def fold(url: str, run_id: str, count: int) -> Measured:
-    """Measure reading and folding a run's history of ``count`` events."""
-    store = open_store(url)
-
-    def measured() -> dict[str, Any]:
-        head = load_history(store, UUID(run_id)).head
-        if head < count:
-            raise RuntimeError(f"{run_id} has {head} events")
-        return {"events": head}
-
-    measured()
     return measured
 
 

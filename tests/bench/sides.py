@@ -51,6 +51,10 @@ class Side:
     def measure(self) -> Found:
         """Have it measure, and return what it found."""
         self.begin()
+        return self.result()
+
+    def result(self) -> Found:
+        """Return what it found, once it has."""
         found: Found = json.loads(self.answer())
         return found
 

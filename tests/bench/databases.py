@@ -1,0 +1,64 @@
+"""Databases as production runs them: PostgreSQL with fsync, SQLite files on a disk; each comparison has fresh ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from airflow_childrun.store.sql.migrate import upgrade
+from tests.postgres import PostgresServer, start_embedded
+
+FILL = """
+INSERT INTO childrun_event (run_id, seq, recorded_at, body, body_digest, hash, commit_id, epoch, codec)
+SELECT decode(md5(r::text), 'hex'), s, s, decode(repeat(md5(s::text), 7), 'hex'), sha256(int8send(s)), sha256(int8send(r)),
+decode(md5(s::text), 'hex'), 1, 'raw' FROM generate_series(1, {runs}) r, generate_series(1, 1000) s
+"""
+
+
+class Databases:
+    """Makes databases; made by :func:`databases`."""
+
+    def __init__(self, server: PostgresServer, folder: Path) -> None:
+        self.server = server
+        self._folder = folder
+        self._made = 0
+
+    def fresh(self, kind: str, *, ours: bool) -> str:
+        """Return the URL of a new database; with ``ours``, of one that has the store's tables.
+
+        :param kind: ``postgresql`` or ``sqlite``
+        """
+        self._made += 1
+        if kind == "postgresql":
+            url = self.server.url(self.server.new_database())
+        else:
+            url = f"sqlite:///{self._folder}/{self._made}.db"
+        if ours:
+            upgrade(url)
+        return url
+
+    def path(self) -> str:
+        """Return where a file may stand."""
+        self._made += 1
+        return f"{self._folder}/{self._made}.db"
+
+    def fill(self, url: str, events: int) -> None:
+        """Put events of a thousand each into a store on PostgreSQL."""
+        import psycopg
+
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(FILL.format(runs=events // 1000))  # type: ignore[arg-type, unused-ignore]
+            connection.execute("ANALYZE childrun_event")
+
+
+@contextmanager
+def databases() -> Iterator[Databases]:
+    """Start a durable PostgreSQL and make a folder for files."""
+    server, stop = start_embedded(durable=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="childrun-bench-") as folder:
+            yield Databases(server, Path(folder))
+    finally:
+        stop()

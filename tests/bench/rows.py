@@ -1,0 +1,236 @@
+"""What is compared with what, and the goal of each comparison."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+
+from tests.bench.databases import Databases
+from tests.bench.sides import ROOT, in_turn, middle, started
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A row of the table.
+
+    :param against: what ours is divided by
+    """
+
+    what: str
+    against: str
+    bound: float
+    at_least: bool = True
+
+    def is_met(self, ratio: float) -> bool:
+        """Whether a ratio is good enough."""
+        return ratio >= self.bound if self.at_least else ratio <= self.bound
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a row came to: both medians in the unit that is named, and their ratio."""
+
+    ours: float
+    peer: float
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        """Ours by the peer's."""
+        return self.ours / self.peer
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured.
+
+    :param part: 1 = all of it
+    """
+
+    times: int
+    part: float
+
+    def of(self, count: int) -> int:
+        """Return how many to measure in place of ``count``."""
+        return max(1, round(count * self.part))
+
+
+Outcomes = dict[str, Outcome]
+Measure = Callable[[Databases, Scale], Outcomes]
+
+GOALS: Mapping[str, Goal] = {
+    "steps-postgresql": Goal("one run of 500 steps, PostgreSQL", "DBOS", 5),
+    "steps-postgresql-raw": Goal("the same", "autocommit INSERTs of the same bytes", 0.5),
+    "steps-sqlite": Goal("one run of 500 steps, SQLite", "DBOS", 5),
+    "steps-sqlite-raw": Goal("the same", "autocommit INSERTs of the same bytes", 0.5),
+    "children-postgresql": Goal("1,000 children, PostgreSQL", "DBOS", 8),
+    "children-sqlite": Goal("1,000 children, SQLite", "DBOS", 8),
+    "processes-2": Goal("2 processes driving 2,000 children, PostgreSQL", "one process", 1.2),
+    "processes-16": Goal("16 processes driving 2,000 children, PostgreSQL", "one process", 0.8),
+    "processes-16-even": Goal("the slowest of the 16", "the fastest", 0.5),
+    "children-memory": Goal("1,000 children, memory store", "the original's 5,000/s (a landmark)", 0.25),
+    "facts-memory": Goal("5,000 facts in one state, memory store", "the original's 40,000/s (a landmark)", 0.125),
+    "fold": Goal("read and fold of 10,000 events, PostgreSQL", "eventsourcing's replay, SQLite", 3),
+    "resume": Goal("resume with 100,000 events behind the checkpoint", "the same with 100", 2, at_least=False),
+    "million": Goal("commit into a store of 1,000,000 events", "an empty store", 1.3, at_least=False),
+    "memory": Goal("peak memory of 1,000 children, MiB more", "80 MiB", 1, at_least=False),
+    "import": Goal("from airflow_childrun import operation", "40 ms", 1, at_least=False),
+}
+
+
+def _rates(count: int, ours: float, peer: float, unit: str) -> Outcome:
+    return Outcome(count / ours, count / peer, unit)
+
+
+def _steps(kind: str) -> Measure:
+    def measure(bases: Databases, scale: Scale) -> Outcomes:
+        count = scale.of(500)
+        found = in_turn(
+            scale.times,
+            ours=("ours:steps", {"url": bases.fresh(kind, ours=True), "count": count}),
+            dbos=("peers:dbos_steps", {"url": bases.fresh(kind, ours=False), "count": count}),
+            raw=("peers:raw_inserts", {"url": bases.fresh(kind, ours=False), "count": count}),
+        )
+        ours = middle(found["ours"])
+        return {
+            f"steps-{kind}": _rates(count, ours, middle(found["dbos"]), "steps/s"),
+            f"steps-{kind}-raw": _rates(count, ours, middle(found["raw"]), "steps/s"),
+        }
+
+    return measure
+
+
+def _children(kind: str) -> Measure:
+    def measure(bases: Databases, scale: Scale) -> Outcomes:
+        count = scale.of(1000)
+        found = in_turn(
+            scale.times,
+            ours=("ours:children", {"url": bases.fresh(kind, ours=True), "count": count}),
+            dbos=("peers:dbos_children", {"url": bases.fresh(kind, ours=False), "count": count}),
+        )
+        outcome = _rates(count, middle(found["ours"]), middle(found["dbos"]), "children/s")
+        return {f"children-{kind}": outcome}
+
+    return measure
+
+
+def _memory_store(row: str, task: str, count: int, landmark: float) -> Measure:
+    def measure(bases: Databases, scale: Scale) -> Outcomes:
+        found = in_turn(scale.times, ours=(f"ours:{task}", {"url": "memory", "count": count}))
+        return {row: Outcome(count / middle(found["ours"]), landmark, "/s")}
+
+    return measure
+
+
+def _processes(bases: Databases, scale: Scale) -> Outcomes:
+    """Start all processes of a measurement at once; the slowest one's time counts."""
+    total = scale.of(2000)
+    seconds: dict[int, list[float]] = {1: [], 2: [], 16: []}
+    evenness: list[float] = []
+    with ExitStack() as stack:
+        url = bases.fresh("postgresql", ours=True)
+        groups = {
+            number: [
+                stack.enter_context(started("ours:children", url=url, count=total // number)) for _ in range(number)
+            ]
+            for number in seconds
+        }
+        for _ in range(scale.times):
+            for number, sides in groups.items():
+                for side in sides:
+                    side.begin()
+                each = [side.result()["seconds"] for side in sides]
+                seconds[number].append(max(each))
+                if number == max(groups):
+                    evenness.append(min(each) / max(each))
+    rates = {number: total / median(found) for number, found in seconds.items()}
+    return {
+        "processes-2": Outcome(rates[2], rates[1], "children/s"),
+        "processes-16": Outcome(rates[16], rates[1], "children/s"),
+        "processes-16-even": Outcome(median(evenness), 1, "of the rate"),
+    }
+
+
+def _fold(bases: Databases, scale: Scale) -> Outcomes:
+    count = scale.of(10_000)
+    found = in_turn(
+        scale.times,
+        ours=("histories:fold", {"url": bases.fresh("postgresql", ours=True), "count": count}),
+        peer=("peers:aggregate_replay", {"path": bases.path(), "count": count}),
+    )
+    return {"fold": _rates(count, middle(found["ours"]), middle(found["peer"]), "events/s")}
+
+
+def _resume(bases: Databases, scale: Scale) -> Outcomes:
+    found = in_turn(
+        scale.times,
+        many=("histories:resume", {"url": bases.fresh("postgresql", ours=True), "facts": scale.of(100_000)}),
+        few=("histories:resume", {"url": bases.fresh("postgresql", ours=True), "facts": 100}),
+    )
+    return {"resume": Outcome(middle(found["many"]) * 1000, middle(found["few"]) * 1000, "ms")}
+
+
+def _million(bases: Databases, scale: Scale) -> Outcomes:
+    full, empty = (bases.fresh("postgresql", ours=True) for _ in range(2))
+    bases.fill(full, scale.of(1_000_000))
+    count = 200
+    found = in_turn(
+        scale.times,
+        full=("ours:commits", {"url": full, "count": count}),
+        empty=("ours:commits", {"url": empty, "count": count}),
+    )
+    full_us, empty_us = (middle(found[name]) * 1e6 / count for name in ("full", "empty"))
+    return {"million": Outcome(full_us, empty_us, "us a commit")}
+
+
+def _memory(bases: Databases, scale: Scale) -> Outcomes:
+    """Compare the most memory that fresh processes had at once: it never falls."""
+    url = bases.fresh("postgresql", ours=True)
+    more = []
+    for _ in range(scale.times):
+        peaks = []
+        for count in (scale.of(1000), 0):
+            with started("ours:memory", url=url, count=count) as side:
+                peaks.append(side.measure()["mib"])
+        more.append(peaks[0] - peaks[1])
+    return {"memory": Outcome(median(more), 80, "MiB")}
+
+
+_IMPORT = """
+import airflow.sdk, time
+began = time.perf_counter()
+from airflow_childrun import operation
+print((time.perf_counter() - began) * 1000)
+"""
+
+
+def _import(bases: Databases, scale: Scale) -> Outcomes:
+    command = [sys.executable, "-c", _IMPORT]
+    found = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
+        for _ in range(scale.times + 1)
+    ]
+    return {"import": Outcome(median(found[1:]), 40, "ms")}  # the first one compiled
+
+
+MEASURES: Sequence[tuple[tuple[str, ...], Measure]] = (
+    (("steps-postgresql", "steps-postgresql-raw"), _steps("postgresql")),
+    (("steps-sqlite", "steps-sqlite-raw"), _steps("sqlite")),
+    (("children-postgresql",), _children("postgresql")),
+    (("children-sqlite",), _children("sqlite")),
+    (("processes-2", "processes-16", "processes-16-even"), _processes),
+    (("children-memory",), _memory_store("children-memory", "children", 1000, 5_000)),
+    (("facts-memory",), _memory_store("facts-memory", "steps", 5000, 40_000)),
+    (("fold",), _fold),
+    (("resume",), _resume),
+    (("million",), _million),
+    (("memory",), _memory),
+    (("import",), _import),
+)

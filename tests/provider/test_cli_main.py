@@ -65,6 +65,9 @@ def test_every_command_of_the_plan_is_there() -> None:
         "init",
         "check",
         "migrate",
+        "cancel",
+        "recover",
+        "purge",
         "demo",
         "verify",
         "runs list",
@@ -87,6 +90,7 @@ for arguments in json.loads(input()):
 def test_airflow_offers_the_same_commands(airflow_home: AirflowHome) -> None:
     """`airflow childrun X` leads to the function of `childrun X`, with the same arguments."""
     needed = {"runs show": ["abc"], "runs events": ["abc"], "runs tree": ["abc"]}
+    needed |= {"cancel": ["abc"], "purge": ["--older-than", "1d"]}
     calls = [[*path, *needed.get(" ".join(path), [])] for path, _ in every_command()]
     done = airflow_home.run(sys.executable, "-c", _IN_AIRFLOW, stdin=json.dumps(calls))
     targets = [line.split()[1] for line in done.out.splitlines() if line.startswith("PARSED ")]

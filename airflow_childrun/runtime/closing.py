@@ -83,7 +83,7 @@ def end_unowned(house: House, run_id: UUID) -> bool:
     if row.lease_expires_at is not None or needs_clean_up(house.store, row):
         return False
     request = standing_request(house.store.read_inbox(run_id))
-    if request is None or request.effective_at > house.now_us():
+    if request is None or request.effective_at > house.patience.attempt(house.store.now_us):
         return False
     step = ending_step(house.store, row, request, TakeLease(None))
     answer = house.patience.attempt(lambda: house.committer.submit(Commit(house.entropy.new_id(), (step,))))

@@ -53,7 +53,7 @@ def _unowned(house: House) -> Iterator[RunRow]:
 def _settle(house: House, row: RunRow, look: LookAtTask, found: Sweep) -> None:
     request = standing_request(house.store.read_inbox(row.run_id))
     if request is not None:
-        if request.effective_at > house.now_us():
+        if request.effective_at > house.patience.attempt(house.store.now_us):
             found.in_grace.append(row.run_id)
         elif end_unowned(house, row.run_id):
             found.ended.append(row.run_id)

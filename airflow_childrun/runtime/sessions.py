@@ -30,7 +30,7 @@ class SessionKeeper:
         self._monitor = scheduler.monitor()
         self._session_id: UUID | None = None
         self._safe_until_s = 0.0
-        self._offset_us = 0
+        self._known: tuple[int, float] | None = None
 
     def session_id(self) -> UUID:
         """Return the session, opened if need be.
@@ -59,8 +59,15 @@ class SessionKeeper:
             raise LeaseLost("this process could not renew its session in time; another one may drive the run now")
 
     def store_now_us(self, local_us: int) -> int:
-        """Return the store's time for a local wall-clock time."""
-        return local_us + self._offset_us
+        """Return the store's time as this process knows it; ``local_us`` while it has not asked yet.
+
+        Counted on from the last answer by a clock that never jumps: a wall clock that is set must neither end a sleep
+        nor a run that has a deadline.
+        """
+        if self._known is None:
+            return local_us
+        store_us, at_s = self._known
+        return store_us + round((self._clock.monotonic_s() - at_s) * 1_000_000)
 
     def close(self) -> None:
         """End the session: its leases are free."""
@@ -110,9 +117,9 @@ class SessionKeeper:
                 self._learn(renewed, before)
 
     def _learn(self, session: Session, before_s: float) -> None:
-        """Remember until when the session is safe, and how far the store's clock is from ours."""
+        """Remember until when the session is safe, and what the store's clock shows."""
         self._safe_until_s = before_s + self._ttl_s * SAFE_PART
-        self._offset_us = session.now - self._clock.now_us()
+        self._known = (session.now, self._clock.monotonic_s())
 
     @property
     def _ttl_us(self) -> int:

@@ -75,6 +75,7 @@ class ChildLink:
     fact_key: str | None
     generation: int
     at: Position
+    manifest_id: str | None = None
 
 
 @dataclass
@@ -247,7 +248,15 @@ class RunHistory:
 
     def _on_spawned(self, payload: dict[str, Any]) -> None:
         key = self._on_linked(payload)
-        self.children.append(ChildLink(UUID(payload["child_run_id"]), key, payload.get("generation", 1), self._here))
+        self.children.append(
+            ChildLink(
+                UUID(payload["child_run_id"]),
+                key,
+                payload.get("generation", 1),
+                self._here,
+                payload.get("child_manifest_id"),
+            )
+        )
 
     def _close(self, state_id: str) -> Attempt:
         attempt = self.open_attempt

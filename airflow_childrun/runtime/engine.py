@@ -69,7 +69,7 @@ class ExecutionEngine:
         house = self.house
         row = house.find_run(run_id)
         if row is None:
-            raise NotFoundError(f"there is no run {run_id}", code="run_not_found")
+            raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
         if not row.is_terminal:
             self.supervisor.hand_over(run_id)
             while self.supervisor.wait_while_active([run_id], None):
@@ -89,7 +89,7 @@ class ExecutionEngine:
         house = self.house
         row = house.find_run(run_id)
         if row is None:
-            raise NotFoundError(f"there is no run {run_id}", code="run_not_found")
+            raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
         history = load_run(house.store, row)
         manifest = read_manifest(house.store, row.root_run_id, history.start)
         plan = house.resolver.resolve(manifest)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
-from airflow_childrun.engine.history import RunHistory
+from airflow_childrun.engine.history import ChildLink, RunHistory
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.errors import ChildRunError, OtherIoError, StorageError, StoreInterrupt
+from airflow_childrun.errors import ChildRunError, CorruptionError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.runtime.ends import end_of, ends_of
 from airflow_childrun.runtime.generations import continuation, get_many, newest_of
 from airflow_childrun.runtime.house import House
@@ -44,7 +44,7 @@ class RunNursery:
         self._rows: dict[UUID, RunRow | None] = {}
         self._newest: dict[UUID, RunRow] = {}
         self._ends: dict[tuple[UUID, bool], dict[str, Any]] = {}
-        self._own: set[UUID] = set()
+        self._own: dict[UUID, ChildLink] = {}
         self._own_counted = 0
 
     def now_us(self) -> int:
@@ -71,8 +71,23 @@ class RunNursery:
         self._ends |= {(run_id, compact): answer for run_id, answer in answers.items()}
 
     def find_run(self, run_id: UUID) -> RunRow | None:
-        """Return a run's row."""
-        return self._rows.pop(run_id) if run_id in self._rows else self._house.find_run(run_id)
+        """Return a run's row.
+
+        :raises CorruptionError: if the stream tells of this child and there is no such row, or one of another manifest
+        """
+        row = self._rows.pop(run_id) if run_id in self._rows else self._house.find_run(run_id)
+        self._note_children()
+        started = self._history.started
+        # A V1 crash may leave the linkage of a child that never came to be; it is started then.
+        link = self._own.get(run_id) if started is not None and started.engine is not None else None
+        if link is not None and (row is None or link.manifest_id not in (None, row.manifest_id)):
+            raise CorruptionError(
+                f"the row of run {run_id}, which run {self._history.run_id} spawned at event {link.at[1]}, is gone or not "
+                f"what was written; run `childrun verify {self._history.run_id}` and restore it from a backup",
+                code="run_row_mismatch",
+                details={"run_id": str(run_id), "seq": link.at[1]},
+            )
+        return row
 
     def newest_generation(self, slot_id: UUID) -> RunRow:
         """Return the newest generation of a slot."""
@@ -114,10 +129,14 @@ class RunNursery:
 
     def is_own_child(self, row: RunRow) -> bool:
         """Whether this run, or one that it continues, spawned the run."""
-        spawned = self._history.children
-        self._own.update(child.child_run_id for child in spawned[self._own_counted :])
-        self._own_counted = len(spawned)
+        self._note_children()
         return row.run_id in self._own or row.slot_id in self._own or row.parent_run_id == self._history.run_id
+
+    def _note_children(self) -> None:
+        """Take in what the run has spawned since the last look."""
+        spawned = self._history.children
+        self._own |= {child.child_run_id: child for child in spawned[self._own_counted :]}
+        self._own_counted = len(spawned)
 
     def is_linked(self, fact_key: str) -> bool:
         """Whether the linkage event of the fact under a key stands in this run's stream."""

@@ -14,6 +14,7 @@ from airflow_childrun.canonical import decode_stored
 from airflow_childrun.errors import ChildRunError, CorruptionError
 from airflow_childrun.model.events import (
     ARTIFACT_WRITTEN,
+    CHILD_RUN_SPAWNED,
     FACT_RECORDED,
     DomainEvent,
     Event,
@@ -119,6 +120,8 @@ class _Check:
         if len(typed) == len(events) and not any(found.code == "event_unreadable" for found in self._findings):
             self._facts(typed)
             self._projection(events)
+        self._parent()
+        self._spawned(typed)
         for stored, event in typed:
             self._child(stored, event)
         return self._findings
@@ -226,6 +229,43 @@ class _Check:
             if actual[name] != value:
                 self._found("row_mismatch", None, f"column {name} is {actual[name]}, not {value}; {_REBUILD}")
 
+    def _parent(self) -> None:
+        """Look whether the parent has its row, in this tree."""
+        parent_id, root = self._row.parent_run_id, self._row.root_run_id
+        if parent_id is None:
+            return
+        try:
+            parent = self._store.get_runs([parent_id]).get(parent_id)
+        except CorruptionError as error:
+            self._findings.append(_unreadable(parent_id, error))
+            return
+        if parent is None or parent.root_run_id != root:
+            what = (
+                f"run {parent_id}, the parent of run {self._row.run_id}, has no row in the tree of {root}; {_RESTORE}"
+            )
+            self._findings.append(Finding("run_missing", parent_id, None, what))
+
+    def _spawned(self, typed: Sequence[tuple[StoredEvent, Event]]) -> None:
+        """Look whether every child that was spawned has its row, in this tree.
+
+        A V1 crash may leave the linkage of a child that never came to be.
+        """
+        first = typed[0][1] if typed else None
+        if not isinstance(first, RunStarted) or first.engine is None:
+            return
+        spawned = {child: stored.seq for stored, event in typed if (child := _spawned_child(event)) is not None}
+        try:
+            rows = self._store.get_runs(spawned)
+        except CorruptionError as error:
+            self._findings.append(_unreadable(self._row.run_id, error))
+            return
+        for child, seq in spawned.items():
+            row = rows.get(child)
+            if row is None or row.root_run_id != self._row.root_run_id:
+                self._found(
+                    "child_mismatch", seq, f"event {seq} spawned {child}, which is not in this tree; {_RESTORE}"
+                )
+
     def _child(self, stored: StoredEvent, event: Event) -> None:
         """Compare the end of an awaited child with what the await recorded of it."""
         meta = _await_meta(event)
@@ -289,6 +329,15 @@ def _references(event: Event) -> Iterator[str]:
     for artifact_id in found:
         if isinstance(artifact_id, str):
             yield artifact_id
+
+
+def _spawned_child(event: Event) -> UUID | None:
+    if not isinstance(event, DomainEvent) or event.name != CHILD_RUN_SPAWNED or not isinstance(event.payload, Mapping):
+        return None
+    try:
+        return UUID(str(event.payload.get("child_run_id")))
+    except ValueError:
+        return None
 
 
 def _await_meta(event: Event) -> Mapping[str, Any] | None:

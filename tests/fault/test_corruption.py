@@ -280,7 +280,7 @@ def test_no_damage_leads_to_another_result_and_verify_finds_all(stage: Stage, tm
         except Exception as error:
             wrong.append(f"{case}: {type(error).__name__}: {str(error)[:300]}")
         wrong += [f"{case}: unhelpful: {error}" for error in looking.refusals if "childrun" not in str(error)]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_sound_file_is_refused_nowhere(stage: Stage, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from airflow_childrun.errors import IoError
-from airflow_childrun.model.events import DomainEvent, Event
-from airflow_childrun.store.api import Artifact, InboxPost, RunStep
+
+if TYPE_CHECKING:  # a DAG file imports what authors need, not the store
+    from airflow_childrun.model.events import DomainEvent, Event
+    from airflow_childrun.store.api import Artifact, InboxPost, RunStep
 
 
 class Waits(Protocol):

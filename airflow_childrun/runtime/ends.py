@@ -40,7 +40,8 @@ def ends_of(store: Store, rows: Sequence[RunRow], *, compact: bool) -> dict[UUID
                     code="artifact_not_found",
                 )
         bodies |= {(root, id_): body for id_, body in found.items()}
-    outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in {row.plan_id for row in rows}}
+    plans = {row.plan_id for row in rows}
+    outputs = {key: _output_state(body) for key, body in bodies.items() if key[1] in plans}
     return {row.run_id: _answer(store, row, bodies, outputs, compact=compact) for row in rows}
 
 

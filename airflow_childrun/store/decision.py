@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError, OtherStorageError
@@ -300,9 +300,10 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
             )
     tip = events[-1] if events else None
     head = Head(tip.seq if tip else row.head.seq, tip.hash if tip else row.head.hash, epoch, row.head.inbox_seq)
-    row = replace(_moved(row, step.moves, events, at), head=head, lease_session_id=owner, updated_at=at)
-    if step.create is not None and row.checkpoint_seq == 0:
-        row = replace(row, checkpoint_seq=1, checkpoint_hash=events[0].hash)
+    moved = _moved(row, step.moves, events, at)
+    if step.create is not None and step.moves.checkpoint_at is None:
+        moved |= {"checkpoint_seq": 1, "checkpoint_hash": events[0].hash}
+    row = replace(row, head=head, lease_session_id=owner, updated_at=at, **moved)
     last = stored.last_eventless if events else LastEventless(commit_id, epoch, at)
     _put(picture, StoredRun(row, last))
 
@@ -316,22 +317,21 @@ def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> l
     return events
 
 
-def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) -> RunRow:
+def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) -> dict[str, Any]:
     if moves == _STILL:
-        return row
+        return {}
     mark = events[moves.checkpoint_at] if moves.checkpoint_at is not None else None
     # "" and 0 clear what None leaves as it is.
-    return replace(
-        row,
-        status=moves.status or row.status,
-        ended_at=at if moves.status in TERMINAL else row.ended_at,
-        checkpoint_seq=mark.seq if mark else row.checkpoint_seq,
-        checkpoint_hash=mark.hash if mark else row.checkpoint_hash,
-        checkpoint_snapshot_id=moves.checkpoint_snapshot_id or row.checkpoint_snapshot_id,
-        final_snapshot_id=moves.final_snapshot_id or row.final_snapshot_id,
-        error_code=row.error_code if moves.error_code is None else moves.error_code or None,
-        wake_at=row.wake_at if moves.wake_at is None else moves.wake_at or None,
-    )
+    return {
+        "status": moves.status or row.status,
+        "ended_at": at if moves.status in TERMINAL else row.ended_at,
+        "checkpoint_seq": mark.seq if mark else row.checkpoint_seq,
+        "checkpoint_hash": mark.hash if mark else row.checkpoint_hash,
+        "checkpoint_snapshot_id": moves.checkpoint_snapshot_id or row.checkpoint_snapshot_id,
+        "final_snapshot_id": moves.final_snapshot_id or row.final_snapshot_id,
+        "error_code": row.error_code if moves.error_code is None else moves.error_code or None,
+        "wake_at": row.wake_at if moves.wake_at is None else moves.wake_at or None,
+    }
 
 
 _STILL = Moves()

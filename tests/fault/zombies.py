@@ -36,7 +36,7 @@ from tests.soak.worker import MarkedEntropy, worker_of
 
 TTL_S = 0.8
 RUNS = 8
-STEPS = 12
+STEPS = 16
 ZOMBIE, HEIR = 1, 2
 
 
@@ -97,7 +97,7 @@ def play(url: str, folder: Path, chance: random.Random) -> dict[str, Any]:
     """Play one round."""
     run_ids, log = answer_of(lambda: create(url)), folder / f"{uuid4()}.log"
     zombie = forked(lambda: drive(url, ZOMBIE, run_ids, log))
-    time.sleep(chance.uniform(0.2, 0.6))
+    time.sleep(chance.uniform(0.4, 0.9))
     os.kill(zombie, signal.SIGSTOP)
     time.sleep(TTL_S + 0.1)
     heir = forked(lambda: drive(url, HEIR, run_ids, folder / f"{uuid4()}.log"))
@@ -131,6 +131,7 @@ def main() -> None:
             found = play(given.url, Path(folder), chance)
             refused += found["taken"]
             problems += found["problems"]
+            print(f"{refused} late writes refused, {len(problems)} problems", file=sys.stderr, flush=True)
     print(json.dumps({"rounds": given.rounds, "late_writes_refused": refused, "problems": problems}))
     sys.exit(1 if problems else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +37,7 @@ class UuidBytes(TypeDecorator[UUID]):
         return None if value is None else read_uuid(value)
 
 
+@lru_cache(maxsize=1024)
 def read_uuid(value: bytes) -> UUID:
     """Return a stored id.
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,7 @@ import pytest
 
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
-from airflow_childrun.clock import SystemEntropy
+from airflow_childrun.clock import SystemClock, SystemEntropy
 from airflow_childrun.errors import ChildRunError, Interrupt, NotFoundError
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest
@@ -29,6 +30,7 @@ from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House, Limits
 from airflow_childrun.secret_policy import standard
+from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_tree
@@ -292,3 +294,68 @@ def test_a_sound_file_is_refused_nowhere(stage: Stage, tmp_path: Path) -> None:
     looking.all()
     assert looking.refusals == []
     assert looking.findings() == []
+
+
+# ------------------------------------------------------------------------------------- one damage each, on the reference
+
+
+@pytest.fixture
+def in_memory() -> Iterator[tuple[ExecutionEngine, MemoryStore, UUID]]:
+    """Give a parent that stopped before it awaited a child which has ended."""
+    store = MemoryStore(SystemClock())
+    engine = ExecutionEngine(House(store, RegistryResolver(), standard(), limits=Limits(poll_s=0.02)))
+    run_id = engine.create(manifest())
+    stops.append("before the await")
+    engine.supervisor.hand_over(run_id)
+    while not engine.supervisor.is_idle():
+        engine.supervisor.wait_until_idle(0.1)
+    stops.clear()
+    yield engine, store, run_id
+    engine.close()
+
+
+def refusal_of(engine: ExecutionEngine, run_id: UUID) -> ChildRunError:
+    with pytest.raises(ChildRunError) as caught:
+        engine.resume(run_id)
+    assert str(run_id) in str(caught.value) or "childrun verify" in str(caught.value)
+    return caught.value
+
+
+def test_a_changed_event_that_is_still_an_event_stops_the_run(in_memory: Any) -> None:
+    """Another answer under a recorded key, in bytes that any reader takes for an event."""
+    engine, store, run_id = in_memory
+    events = store._events[run_id]
+    seq, body = next((one.seq, one.body) for one in events if b"fact_recorded" in one.body)
+    other = store._artifacts[run_id]
+    payload = next(key for key, found in other.items() if found.body == b"22")
+    changed = re.sub(rb'"payload_id":"[0-9a-f]+"', b'"payload_id":"' + payload.encode() + b'"', body)
+    assert changed != body
+    events[seq - 1] = replace(events[seq - 1], body=changed)
+    error = refusal_of(engine, run_id)
+    assert error.code == "event_chain_broken"
+    assert error.info.details == {"run_id": str(run_id), "seq": seq}
+
+
+def test_a_changed_row_stops_the_run(in_memory: Any) -> None:
+    """A row that names another checkpoint than the events do."""
+    engine, store, run_id = in_memory
+    stored = store._runs[run_id]
+    store._runs[run_id] = replace(stored, row=replace(stored.row, op_version="2"))
+    assert refusal_of(engine, run_id).code == "run_row_mismatch"
+
+
+def test_a_changed_end_is_handed_out_to_nobody(in_memory: Any) -> None:
+    """A child that completed by its events, and failed by its row."""
+    engine, store, run_id = in_memory
+    for child in store.children_of(run_id):
+        stored = store._runs[child.run_id]
+        store._runs[child.run_id] = replace(stored, row=replace(stored.row, status="Failed"))
+    assert refusal_of(engine, run_id).code == "run_row_mismatch"
+
+
+def test_a_child_that_vanished_is_no_answer(in_memory: Any) -> None:
+    """The parent's stream tells of the child; its row is gone."""
+    engine, store, run_id = in_memory
+    for child in store.children_of(run_id):
+        del store._runs[child.run_id]
+    assert refusal_of(engine, run_id).code == "run_row_mismatch"

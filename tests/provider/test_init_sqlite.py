@@ -32,6 +32,15 @@ def test_airflow_is_undisturbed(airflow_home: AirflowHome) -> None:
     assert ours["description"].startswith("Durable child runs")
 
 
+@pytest.fixture(scope="module")
+def airflow_home(new_airflow_home: Callable[..., AirflowHome]) -> AirflowHome:
+    """Give a home of this module's own: nobody has called `childrun init` in it."""
+    home = new_airflow_home()
+    done = home.airflow("db", "migrate")
+    assert done.status == 0, done.text
+    return home
+
+
 def test_init_from_airflow_then_again_from_the_console(airflow_home: AirflowHome) -> None:
     """Both spellings are one command; the second run changes nothing, and Airflow's own tables stay alone."""
     with airflow_home.console() as childrun:

@@ -148,7 +148,7 @@ class Setting:
     """What all machines of a simulation share."""
 
     baton: Baton
-    store: MemoryStore
+    store: Any
     faults: Faults
     limits: Limits
     roots: list[UUID]

@@ -98,10 +98,15 @@ class Simulation:
 
     def _check_call(self, label: str, process: Process) -> None:
         """Check that no recorded call is repeated, and that whoever calls has a session that lives."""
-        for facts in self.setting.store._facts.values():
-            for fact in facts:
-                assert fact.failed or fact.key_digest not in self._digests(label), f"{label} was recorded already"
         machine = next(machine for machine in self.setting.machines if machine.process is process)
+        for run_id, facts in self.setting.store._facts.items():
+            owner = self.setting.store._runs[run_id].row.lease_session_id
+            # Who was superseded, and does not know it yet, may be about to make the call that its successor made.
+            if machine.house.keeper.owns(owner):
+                digests = self._digests(label)
+                assert all(fact.failed or fact.key_digest not in digests for fact in facts), (
+                    f"{label} was recorded already"
+                )
         session = self.setting.store._sessions.get(machine.house.keeper._session_id or UUID(int=0))
         assert session is not None, f"{process.name} calls without a session"
         assert session.ended is not None or not session.is_over(self.baton.now_us), f"{process.name} calls too late"

@@ -27,8 +27,8 @@ _FAULTS: Mapping[str, Fault] = {
     "42P01": "schema",  # undefined_table
     "42703": "schema",  # undefined_column
 }
-_ROWS = 500
-"""How many rows one statement writes: the protocol counts parameters in 16 bits."""
+_ROWS = 1000
+"""How many rows one statement writes: what is sent stands in memory several times."""
 # Connection lost, not enough resources, the operator or a timeout intervened, the system failed.
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
 
@@ -80,10 +80,13 @@ class PostgresqlDialect(StoreDialect):
         return "= ANY(%s)", (list(ids),)
 
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
-        """Write many rows with one statement."""
+        """Write many rows with one statement, a parameter for each column."""
+        if len(rows) == 1:
+            connection.exec_driver_sql(_text(writing, is_single=True), rows[0])
+            return
         for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
-            connection.exec_driver_sql(_text(writing, len(some)), tuple(value for row in some for value in row))
+            columns = tuple(map(list, zip(*rows[start : start + _ROWS], strict=True)))
+            connection.exec_driver_sql(_text(writing, is_single=False), columns)
 
     def write_and_commit(self, connection: Connection, work: Work) -> None:
         """Send everything and the COMMIT in one round trip."""
@@ -112,16 +115,19 @@ class PostgresqlDialect(StoreDialect):
         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
 
 
-@lru_cache(maxsize=512)
-def _text(writing: Writing, count: int) -> str:
+@lru_cache(maxsize=64)
+def _text(writing: Writing, *, is_single: bool) -> str:
+    """Return a text whose length does not depend on the number of rows: the driver keeps what it has made of it."""
     columns = ", ".join(writing.columns)
-    row = ", ".join("%s" for _ in writing.columns)
-    if writing.verb != "update":
-        new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
-        return f"INSERT INTO {writing.table} ({columns}) VALUES {', '.join([f'({row})'] * count)}{new}"
-    # A list of rows has the types of its first one.
-    typed = ", ".join(f"CAST(%s AS {kind})" for kind in writing.types)
-    rows = ", ".join([f"({typed})", *[f"({row})"] * (count - 1)])
     key, *moved = writing.columns
-    changes = ", ".join(f"{name} = v.{name}" for name in moved)
-    return f"UPDATE {writing.table} r SET {changes} FROM (VALUES {rows}) v ({columns}) WHERE r.{key} = v.{key}"
+    if is_single:
+        marks = ", ".join(f"CAST(%s AS {kind})" for kind in writing.types)
+        rows = f"(VALUES ({marks}))"
+    else:
+        marks = ", ".join(f"CAST(%s AS {kind}[])" for kind in writing.types)
+        rows = f"unnest({marks})"
+    if writing.verb == "update":
+        changes = ", ".join(f"{name} = v.{name}" for name in moved)
+        return f"UPDATE {writing.table} r SET {changes} FROM {rows} v ({columns}) WHERE r.{key} = v.{key}"
+    new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
+    return f"INSERT INTO {writing.table} ({columns}) SELECT * FROM {rows} v ({columns}){new}"

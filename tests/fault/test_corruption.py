@@ -337,11 +337,12 @@ def test_a_changed_event_that_is_still_an_event_stops_the_run(in_memory: Any) ->
 
 
 def test_a_changed_row_stops_the_run(in_memory: Any) -> None:
-    """A row that names another checkpoint than the events do."""
+    """A row that names another version than the first event does; nothing is written over it."""
     engine, store, run_id = in_memory
-    stored = store._runs[run_id]
+    stored, events = store._runs[run_id], list(store._events[run_id])
     store._runs[run_id] = replace(stored, row=replace(stored.row, op_version="2"))
     assert refusal_of(engine, run_id).code == "run_row_mismatch"
+    assert store._events[run_id] == events
 
 
 def test_a_changed_end_is_handed_out_to_nobody(in_memory: Any) -> None:

@@ -147,16 +147,17 @@ class World:
         """Begin a try of a task, that spawns its children and drives them."""
 
         def work(machine: Machine) -> None:
-            host = HostRun(machine.house, task.coordinates, task.facts, {"dag_id": "report"})
-            opened = host.spawn([_wanted(key, program) for key, program in children.items()], on_clear, "fail")
             engine = ExecutionEngine(machine.house)
-            for slot in opened.slots:
-                engine.supervisor.hand_over(slot.run_id)
             try:
+                host = HostRun(machine.house, task.coordinates, task.facts, {"dag_id": "report"})
+                opened = host.spawn([_wanted(key, program) for key, program in children.items()], on_clear, "fail")
+                for slot in opened.slots:
+                    engine.supervisor.hand_over(slot.run_id)
                 for slot in opened.slots:
                     engine.supervisor.wait(slot.run_id)
                 _settle(engine)
             finally:
+                # Also where the spawn was refused: it may have opened a session.
                 if not machine.process.dead:
                     engine.close()
 

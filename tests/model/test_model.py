@@ -186,7 +186,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def play(make_store: Callable[[Baton], Store], examples: int, steps: int = 20) -> None:
+def check_lives(make_store: Callable[[Baton], Store], examples: int, steps: int = 20) -> None:
     machine = type("Playing", (Lives,), {"make_store": staticmethod(make_store)})
     limits = settings(
         max_examples=examples,
@@ -219,18 +219,18 @@ def sqlite_stores() -> Iterator[Callable[[Baton], Store]]:
 
 
 def test_lives_in_memory() -> None:
-    play(in_memory, 60)
+    check_lives(in_memory, 60)
 
 
 def test_lives_on_sqlite(sqlite_stores: Callable[[Baton], Store]) -> None:
-    play(sqlite_stores, 12)
+    check_lives(sqlite_stores, 12)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_very_many_lives_in_memory() -> None:
-    play(in_memory, 3_000, 40)
+    check_lives(in_memory, 3_000, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_many_lives_on_sqlite(sqlite_stores: Callable[[Baton], Store]) -> None:
-    play(sqlite_stores, 200, 30)
+    check_lives(sqlite_stores, 200, 30)

@@ -141,12 +141,12 @@ def test_processes_share_postgresql(postgres_url: str) -> None:
     expect(check(postgres_url, 3.0))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_processes_share_a_sqlite_file_for_a_minute(tmp_path: Path) -> None:
     expect(check(f"sqlite:///{tmp_path / 'store.db'}", 60.0))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_processes_share_postgresql_for_a_minute(postgres_url: str) -> None:
     expect(check(postgres_url, 60.0))
 

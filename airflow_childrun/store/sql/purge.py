@@ -40,6 +40,7 @@ class Purge:
 
     def _delete(self, connection: Connection, root_run_id: UUID, idle_since: int) -> int | None:
         run = self._tables.run
+        self._database.dialect.take_time(connection)
         # Every writer locks the row of a run that it moves, or that it spawns from: whoever comes now waits, then
         # finds the run gone.
         query = (

@@ -96,5 +96,8 @@ class StoreDialect:
             connection.invalidate()
             raise
 
+    def take_time(self, connection: Connection) -> None:
+        """Let the transaction that has begun last as long as it has to: a large deletion, a migration."""
+
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""

@@ -7,7 +7,20 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Connection, Insert, Table, cast, extract, func, select
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    Table,
+    cast,
+    event,
+    extract,
+    func,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.pool import QueuePool
 
@@ -15,6 +28,9 @@ from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect, Work
 from airflow_childrun.store.sql.texts import Row, Writing
 
 CONNECT_TIMEOUT_S = 10
+LONGEST_TRANSACTION_S = 30
+"""After which the server breaks a transaction off: a process that is paused in one holds the rows of its runs."""
+_WITH_TRANSACTION_TIMEOUT = 170000
 _MIGRATION_LOCK = 0x6368696C6472756E  # "childrun"
 
 _FAULTS: Mapping[str, Fault] = {
@@ -22,6 +38,8 @@ _FAULTS: Mapping[str, Fault] = {
     "40001": "surprise",  # serialization_failure
     "40P01": "surprise",  # deadlock_detected
     "55P03": "surprise",  # lock_not_available
+    "25P03": "unavailable",  # idle_in_transaction_session_timeout: this process was paused
+    "25P04": "unavailable",  # transaction_timeout: the same
     "25006": "unavailable",  # read_only_sql_transaction: a standby answered
     "3F000": "schema",  # invalid_schema_name
     "42P01": "schema",  # undefined_table
@@ -56,6 +74,17 @@ class PostgresqlDialect(StoreDialect):
             # Named prepared statements belong to a server connection, which a transaction pooler changes.
             "connect_args": {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
         }
+
+    def prepare(self, engine: Engine) -> None:
+        """Bound what a process that is paused, or cut off without a word, can keep from whoever takes over."""
+        event.listen(engine, "connect", _bound_transactions)
+
+    def take_time(self, connection: Connection) -> None:
+        """Let a transaction last as long as it has to."""
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        driver: Any = connection.connection.driver_connection
+        if driver.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+            connection.exec_driver_sql("SET LOCAL transaction_timeout = 0")
 
     def now(self) -> ColumnElement[int]:
         """Return the expression of the database's time in microseconds."""
@@ -112,6 +141,7 @@ class PostgresqlDialect(StoreDialect):
 
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""
+        self.take_time(connection)
         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
 
 
@@ -131,3 +161,14 @@ def _text(writing: Writing, *, is_single: bool) -> str:
         return f"UPDATE {writing.table} r SET {changes} FROM {rows} v ({columns}) WHERE r.{key} = v.{key}"
     new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
     return f"INSERT INTO {writing.table} ({columns}) SELECT * FROM {rows} v ({columns}){new}"
+
+
+def _bound_transactions(connection: Any, record: object) -> None:  # noqa: ARG001
+    settings = f"SET idle_in_transaction_session_timeout = '{LONGEST_TRANSACTION_S}s'"
+    if connection.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+        # The other one does not count while the server waits in the middle of a pipeline.
+        settings += f"; SET transaction_timeout = '{LONGEST_TRANSACTION_S}s'"
+    before = connection.autocommit
+    connection.autocommit = True
+    connection.execute(settings)
+    connection.autocommit = before

@@ -77,7 +77,8 @@ class Watched:
         self._places = places
         _watch_statements(store.database.engine(), places)
         dialect: Any = store.database.dialect
-        for name in ("write_and_commit", "commit", "fetch"):
+        # Hot statements go past SQLAlchemy, whose events would tell of them.
+        for name in ("fetch", "write_rows", "write_and_commit", "commit"):
             setattr(dialect, name, self._around(name, getattr(dialect, name)))
 
     def __getattr__(self, name: str) -> Any:

@@ -43,6 +43,24 @@ def test_a_process_killed_at_any_place_changes_nothing(url: str) -> None:
     assert min(kills.values()) >= 5
 
 
+def test_every_kind_of_place_is_passed(url: str, tmp_path: Path) -> None:
+    """Statements, commits, verbs of the store, handlers and calls: what goes another way would be swept no more."""
+    code = """
+import sys
+from pathlib import Path
+from tests.fault.sweep import Play, count_places
+from airflow_childrun.store.sql.migrate import upgrade
+upgrade(sys.argv[1])
+print(*sorted(set(count_places(Play(sys.argv[1], Path(sys.argv[2]), "runs", "whole", 1))["places"])), sep="\\n")
+"""
+    command = [sys.executable, "-c", code, url, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    names = done.stdout.splitlines()
+    wanted = ["commit", "fetch", "write_rows", "write_and_commit", "get_runs", "the handler sweep_top.main.gather"]
+    wanted += ["the call gather", "read_events", "get_artifacts", "open_session"]
+    assert [f"{when} {what}" for what in wanted for when in ("before", "after") if f"{when} {what}" not in names] == []
+
+
 def test_processes_killed_one_after_the_other_change_nothing(url: str) -> None:
     """Two in a row die, the second one wherever it had come to."""
     kills = swept(url, seconds=14, faults=2)

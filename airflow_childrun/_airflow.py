@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
@@ -26,6 +27,8 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.types import RuntimeTaskInstanceProtocol
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_childrun.errors import HostError
 
 if TYPE_CHECKING:
     from airflow.utils.db_manager import BaseDBManager
@@ -50,7 +53,10 @@ __all__ = [
     "command_classes",
     "conf",
     "connection_from_secrets",
+    "count_active_dag_runs",
     "current_default_args",
+    "dag_run_state",
+    "describe_dag",
     "empty_metadata",
     "mask_secret",
     "mask_secret_async",
@@ -61,6 +67,7 @@ __all__ = [
     "registered_secrets",
     "task_decorator_factory",
     "task_is_active",
+    "trigger_dag_run",
     "write_metadata_connection",
 ]
 
@@ -108,6 +115,81 @@ def channel_is_shared() -> bool:
     runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
     comms = getattr(runner, "SUPERVISOR_COMMS", None)
     return type(comms).__name__ == "InProcessSupervisorComms"
+
+
+def _ask_supervisor(message: str, **fields: Any) -> Any:
+    """Send a request over the channel that a task process has; the answer, or an error, as Airflow's client has it.
+
+    :param message: the name of one of Airflow's message classes
+    :raises HostError: codes ``dag_not_found``, ``dag_refused``, ``airflow_unavailable``
+    """
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time import comms, task_runner
+
+    try:
+        return task_runner.SUPERVISOR_COMMS.send(getattr(comms, message)(**fields))
+    except AirflowRuntimeError as error:
+        detail = error.error.detail or {}
+        raise _refusal(detail.get("status_code", 0), detail.get("detail"), str(error), fields["dag_id"]) from None
+
+
+def _refusal(status: int, detail: Any, text: str, dag_id: str) -> HostError:
+    """Say what the API server's answer means."""
+    inner = detail.get("detail") if isinstance(detail, Mapping) else None
+    said = inner.get("message", text) if isinstance(inner, Mapping) else text
+    if status == HTTPStatus.NOT_FOUND:
+        return HostError(f"DAG {dag_id!r}: {said}", code="dag_not_found")
+    if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY):
+        return HostError(f"DAG {dag_id!r} cannot be run: {said}", code="dag_refused")
+    return HostError(
+        f"Airflow's API server cannot be asked about DAG {dag_id!r}: {said}", code="airflow_unavailable", retryable=True
+    )
+
+
+def trigger_dag_run(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
+    """Make a DAG run, without logical date; False if there is one of this id already.
+
+    :raises HostError: codes ``dag_not_found``, ``dag_refused``, ``airflow_unavailable``
+    """
+    answer = _ask_supervisor("TriggerDagRun", dag_id=dag_id, run_id=run_id, conf=dict(conf))
+    error = getattr(answer, "error", None)
+    if error is None:
+        return True
+    if error.value == "DAGRUN_ALREADY_EXISTS":
+        return False
+    raise HostError(f"DAG {dag_id!r} cannot be run: {error.value}", code="dag_refused")
+
+
+def dag_run_state(dag_id: str, run_id: str) -> str | None:
+    """Return ``queued``, ``running``, ``success`` or ``failed``; None if there is no such DAG run.
+
+    :raises HostError: code ``airflow_unavailable``
+    """
+    try:
+        state = _ask_supervisor("GetDagRunState", dag_id=dag_id, run_id=run_id).state
+        return str(getattr(state, "value", state))
+    except HostError as error:
+        if error.code == "dag_not_found":
+            return None
+        raise
+
+
+def count_active_dag_runs(dag_id: str, run_ids: Sequence[str]) -> int:
+    """Return how many of these DAG runs are queued or run: one question for many.
+
+    :raises HostError: code ``airflow_unavailable``
+    """
+    states = ["queued", "running"]
+    return int(_ask_supervisor("GetDRCount", dag_id=dag_id, run_ids=list(run_ids), states=states).count)
+
+
+def describe_dag(dag_id: str) -> tuple[bool, frozenset[str]]:
+    """Return whether a DAG is paused, and its tags.
+
+    :raises HostError: codes ``dag_not_found``, ``airflow_unavailable``
+    """
+    found = _ask_supervisor("GetDag", dag_id=dag_id)
+    return bool(found.is_paused), frozenset(found.tags)
 
 
 def current_default_args() -> Mapping[str, Any]:

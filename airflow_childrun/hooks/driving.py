@@ -1,0 +1,176 @@
+"""Driving runs for a task process: everything happens beside the main thread, which only waits and reports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+from airflow_childrun.errors import ChildRunError, HostError, StoreInterrupt
+from airflow_childrun.hooks.observer import TaskObserver
+from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.scheduler import Monitor
+from airflow_childrun.runtime.supervisor import Supervisor
+from airflow_childrun.store.api import RunRow, Store
+
+T = TypeVar("T")
+_log = logging.getLogger("airflow.task.childrun")
+REPORT_EVERY_S = 10.0
+STOPPED = "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
+
+
+@dataclass
+class Progress:
+    """How far a task's children are; read by the main thread while another one counts."""
+
+    total: int = 0
+    ended: int = 0
+    failed: int = 0
+    reported: tuple[int, int] = (0, 0)
+
+    def report(self) -> None:
+        """Log a line if there is news."""
+        if self.total and self.reported != (self.ended, self.failed):
+            self.reported = (self.ended, self.failed)
+            failed = f", {self.failed} of them not well" if self.failed else ""
+            _log.info("child runs: %d of %d ended%s", self.ended, self.total, failed)
+
+
+class Driving:
+    """One try of a task, as far as it drives runs and waits for them."""
+
+    def __init__(self, house: House, observer: TaskObserver) -> None:
+        self._house = house
+        self._observer = observer
+        self._supervisor = Supervisor(house)
+        self._progress = Progress()
+        self._rows_driven: Sequence[RunRow] = ()
+        self._told_to_leave = False
+        self._waiting: Monitor | None = None
+
+    @property
+    def store(self) -> Store:
+        """The store of this task."""
+        return self._house.store
+
+    def key_of(self, row: RunRow) -> str:
+        """Return the key of one of the task's children."""
+        return self._observer.key(row)
+
+    def name_of(self, row: RunRow) -> str:
+        """Return how people know one of the task's children."""
+        return self._observer.name(row)
+
+    def drive(self, rows: Sequence[RunRow]) -> list[RunRow]:
+        """Drive children until each has ended, and everything that they left running; return their last rows.
+
+        :raises ChildRunError: if one cannot be driven here; the others have ended then
+        """
+        self._rows_driven = rows
+        self._progress.total = len(rows)
+        waiting = {row.run_id for row in rows if not row.is_terminal}
+        self._progress.ended = len(rows) - len(waiting)
+        for row in rows:
+            if row.run_id in waiting:
+                self._supervisor.hand_over(row.run_id)
+        self._watch(waiting)
+        errors = self._settle(waiting)
+        while not self._supervisor.is_idle():
+            self._supervisor.wait_until_idle(1.0)
+        if errors:
+            raise errors[0]
+        last = self._house.store.get_runs([row.run_id for row in rows])
+        return [last[row.run_id] for row in rows]
+
+    def close(self) -> None:
+        """Give up what is still driven; the session ends with the last thread of a run."""
+        self._supervisor.close()
+
+    def leave(self, within_s: float) -> None:
+        """Give up from a signal handler: what the store has to be told is told beside the main thread, and not for long."""
+        left: list[bool] = []
+        monitor = self._house.scheduler.monitor()
+
+        def close() -> None:
+            self._before_leaving()
+            self.close()
+            with monitor:
+                left.append(True)
+                monitor.notify_all()
+
+        self._house.scheduler.start("childrun leave", close)
+        with monitor:
+            if not left:
+                monitor.wait(within_s)
+        self._told_to_leave = True
+        if self._waiting is not None:
+            with self._waiting:
+                self._waiting.notify_all()
+
+    def _before_leaving(self) -> None:
+        """Tell the store what it has to know, before the runs are given up."""
+
+    def in_background(self, work: Callable[[], T]) -> T:
+        """Run ``work`` beside the main thread, which waits, interruptible by signals, and reports meanwhile.
+
+        :raises HostError: code ``task_stopped``, once the process was told to leave: a handler inside a call to the outside
+            world may not come back in time, and is abandoned
+        :raises StorageError: if the store stays unavailable
+        """
+        self._waiting = monitor = self._house.scheduler.monitor()
+        returned: list[T] = []
+        raised: list[BaseException] = []
+        ended: list[bool] = []
+
+        def run() -> None:
+            try:
+                returned.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+                raised.append(error)
+            finally:
+                with monitor:
+                    ended.append(True)
+                    monitor.notify_all()
+
+        self._house.scheduler.start("childrun host", run)
+        with monitor:
+            while not ended and not self._told_to_leave:
+                monitor.wait(REPORT_EVERY_S)
+                self._progress.report()
+        if returned:
+            return returned[0]
+        if self._told_to_leave:
+            raise HostError(STOPPED, code="task_stopped", retryable=True)
+        if isinstance(raised[0], StoreInterrupt) and raised[0].cause is not None:
+            # An Interrupt is for handlers; whoever called from the task is told what is wrong.
+            raise raised[0].cause from raised[0]
+        raise raised[0]
+
+    def _watch(self, waiting: set[UUID]) -> None:
+        """Count ends while this process drives anything."""
+        active = set(waiting)
+        while active:
+            still = self._supervisor.wait_while_active(active, 1.0)
+            done = active - still
+            if done:
+                rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))  # noqa: B023
+                self._progress.ended += sum(row.is_terminal for row in rows.values())
+                self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
+            active = still
+
+    def _settle(self, waiting: set[UUID]) -> list[ChildRunError]:
+        """Wait for those that another process drives; collect why some cannot be driven."""
+        rows = self._house.patience.attempt(lambda: self._house.store.get_runs(waiting))
+        errors: list[ChildRunError] = []
+        for row in rows.values():
+            if row.is_terminal:
+                continue
+            try:
+                self._supervisor.wait(row.run_id)
+            except ChildRunError as error:
+                name = self._observer.name(row)
+                _log.error("child %s cannot be driven here: %s", name, error)
+                errors.append(error)
+        return errors

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -91,8 +90,8 @@ def find_run(store: Store, text: str) -> RunRow:
         row = store.find_run(UUID(digits))
         found = [row] if row else []
     else:
-        # The store's protocol knows no beginnings of ids: this reads all rows, which only a person at a terminal does.
-        found = list(islice((row for row in all_runs(store) if row.run_id.hex.startswith(digits)), _NAMED))
+        ends = UUID(digits.ljust(_FULL, "0")), UUID(digits.ljust(_FULL, "f"))
+        found = list(store.find_runs(RunFilter(id_range=ends), limit=_NAMED).rows)
     if not found:
         raise NotFoundError(f"there is no run {text!r} in this store; `childrun runs list` shows what there is")
     if len(found) > 1:
@@ -103,11 +102,11 @@ def find_run(store: Store, text: str) -> RunRow:
     return found[0]
 
 
-def all_runs(store: Store, where: RunFilter | None = None) -> Iterator[RunRow]:
-    """Yield every run, oldest first."""
+def all_runs(store: Store, where: RunFilter | None = None, *, newest_first: bool = False) -> Iterator[RunRow]:
+    """Yield every run, a page at a time, in order of creation or in the reverse order."""
     cursor = None
     while True:
-        page = store.find_runs(where or RunFilter(), cursor=cursor, limit=PAGE)
+        page = store.find_runs(where or RunFilter(), cursor, PAGE, newest_first=newest_first)
         yield from page.rows
         cursor = page.cursor
         if cursor is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
+from itertools import islice
 from typing import Any
 
 from rich.json import JSON
@@ -39,9 +39,7 @@ def list_runs(arguments: argparse.Namespace) -> int:
         dag_id=arguments.dag_id,
         dag_run_id=arguments.dag_run_id,
     )
-    # The store gives the oldest first; only the last ones are kept in memory.
-    rows = deque(all_runs(store, where), maxlen=arguments.limit or None)
-    found = seen(store, reversed(rows))
+    found = seen(store, islice(all_runs(store, where, newest_first=True), arguments.limit or None))
     if arguments.output:
         for each in found:
             output.write_json(each.to_json())

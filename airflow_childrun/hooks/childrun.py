@@ -167,9 +167,11 @@ class ChildRunHook(BaseHook):
             raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
         return row
 
-    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
-        """Return a page of runs."""
-        return self.get_conn().find_runs(where, cursor, limit)
+    def find_runs(
+        self, where: RunFilter, cursor: str | None = None, limit: int = 100, *, newest_first: bool = False
+    ) -> RunPage:
+        """Return a page of runs, the oldest first or the newest; a cursor goes on in the same order."""
+        return self.get_conn().find_runs(where, cursor, limit, newest_first=newest_first)
 
     def children_of(self, run_id: str | UUID) -> list[RunRow]:
         """Return the runs that a run spawned."""

@@ -286,8 +286,13 @@ class Store(Protocol):
     def get_runs(self, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
         """Return the rows of those runs that exist."""
 
-    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
-        """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
+    def find_runs(
+        self, where: RunFilter, cursor: str | None = None, limit: int = 100, *, newest_first: bool = False
+    ) -> RunPage:
+        """Return a page of the runs that ``where`` describes, in order of creation (then id), or in the reverse order.
+
+        A cursor goes on in the order of the page that returned it: pass the same ``newest_first``.
+        """
 
     def children_of(self, run_id: UUID) -> list[RunRow]:
         """Return all runs that ``run_id`` spawned, in order of creation (then id)."""

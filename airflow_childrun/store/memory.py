@@ -87,13 +87,17 @@ class MemoryStore:
         with self._lock:
             return {run_id: self._seen(self._runs[run_id], now) for run_id in run_ids if run_id in self._runs}
 
-    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
-        """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
+    def find_runs(
+        self, where: RunFilter, cursor: str | None = None, limit: int = 100, *, newest_first: bool = False
+    ) -> RunPage:
+        """Return a page of the runs that ``where`` describes, in order of creation (then id), or in the reverse order."""
         after = position_of(cursor)
+        matching = self._select(_matcher(where), where.slot_ids)
         found = [
             row
-            for row in self._select(_matcher(where), where.slot_ids)
-            if after is None or (row.created_at, row.run_id) > after
+            for row in (reversed(matching) if newest_first else matching)
+            if after is None
+            or ((row.created_at, row.run_id) < after if newest_first else (row.created_at, row.run_id) > after)
         ]
         rows = tuple(found[:limit])
         return RunPage(rows, cursor_of(rows[-1]) if rows and len(found) > limit else None)
@@ -280,6 +284,8 @@ def _matcher(where: RunFilter) -> Callable[[RunRow], bool]:
         if where.statuses is not None and row.status not in where.statuses:
             return False
         if where.slot_ids is not None and row.slot_id not in where.slot_ids:
+            return False
+        if where.id_range is not None and not where.id_range[0] <= row.run_id <= where.id_range[1]:
             return False
         if where.unowned is not None and where.unowned != (row.lease_expires_at is None):
             return False

@@ -134,7 +134,8 @@ class Session:
 class RunFilter:
     """Which runs :meth:`Store.find_runs` returns; what is None does not matter, the rest must all hold.
 
-    ``unowned``: no living session holds the lease. ``dag_id`` and so on are those of host runs.
+    ``unowned``: no living session holds the lease. ``dag_id`` and so on are those of host runs. ``id_range``: the lowest and
+    the highest run id, both inclusive.
     """
 
     kind: RunKind | None = None
@@ -142,6 +143,7 @@ class RunFilter:
     root_run_id: UUID | None = None
     parent_run_id: UUID | None = None
     slot_ids: frozenset[UUID] | None = None
+    id_range: tuple[UUID, UUID] | None = None
     op_id: str | None = None
     unowned: bool | None = None
     dag_id: str | None = None
@@ -151,7 +153,7 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Some runs, oldest first, and where to go on; ``cursor`` None = that was all."""
+    """Some runs in the order that was asked for, and where to go on; ``cursor`` None = that was all."""
 
     rows: tuple[RunRow, ...]
     cursor: str | None

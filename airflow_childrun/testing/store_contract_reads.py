@@ -43,6 +43,19 @@ def _put(store: Store, run_id: UUID, *bodies: bytes, kind: str = "Output") -> li
     return [one.id for one in found]
 
 
+def _all_pages(store: Store, where: RunFilter, limit: int, *, newest_first: bool = False) -> list[UUID]:
+    """Return the ids of every page in turn."""
+    found: list[UUID] = []
+    cursor = None
+    while True:
+        page = store.find_runs(where, cursor, limit, newest_first=newest_first)
+        assert len(page.rows) <= limit
+        found += [row.run_id for row in page.rows]
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
 class ReadContract:
     """What was stored comes back as it was."""
 
@@ -277,6 +290,10 @@ class ReadContract:
             RunFilter(root_run_id=root, dag_run_id="run", task_id="task"): {host},
             RunFilter(root_run_id=root, dag_id="dag", task_id="other"): set(),
             RunFilter(root_run_id=root, op_id="done", statuses=frozenset({"Pending"})): set(),
+            RunFilter(statuses=frozenset()): set(),
+            RunFilter(op_id="done"): {done},
+            RunFilter(id_range=(host, host)): {host},
+            RunFilter(id_range=(host, host), root_run_id=done): set(),
         }
         for where, expected in cases.items():
             assert {row.run_id for row in store.find_runs(where).rows} == expected, where
@@ -288,16 +305,34 @@ class ReadContract:
         harness.advance(1000)
         children = [new_id() for _ in range(7)]
         must(submit(store, RunStep(root, 1, 0, (event(),)), *(creation(one, parent=root) for one in children)))
-        seen: list[UUID] = []
-        cursor = None
-        while True:
-            page = store.find_runs(RunFilter(root_run_id=root), cursor, limit)
-            assert len(page.rows) <= limit
-            seen += [row.run_id for row in page.rows]
-            cursor = page.cursor
-            if cursor is None:
-                break
-        assert seen == [root, *sorted(children)]
+        assert _all_pages(store, RunFilter(root_run_id=root), limit) == [root, *sorted(children)]
+
+    @pytest.mark.parametrize("limit", [1, 3, 7, 8, 100])
+    def test_pages_go_back_from_the_newest(self, harness: StoreHarness, store: Store, limit: int) -> None:
+        """The reverse order of all pages is the order of all pages, whatever stands in the filter and in the statuses."""
+        root = start(store)
+        harness.advance(1000)
+        children = [new_id() for _ in range(7)]
+        must(submit(store, RunStep(root, 1, 0, (event(),)), *(creation(one, parent=root) for one in children)))
+        append(store, children[2], "end", moves=Moves(status="Failed"))
+        for where in (RunFilter(root_run_id=root), RunFilter(op_id=store.get_runs([root])[root].op_id)):
+            forth, back = (_all_pages(store, where, limit, newest_first=reverse) for reverse in (False, True))
+            assert forth[-8:] == [root, *sorted(children)]
+            assert back == forth[::-1]
+
+    def test_runs_are_found_by_a_range_of_their_ids(self, store: Store) -> None:
+        """Both ends belong to it, and order and pages are those of every search."""
+        ids = sorted(new_id() for _ in range(6))
+        for run_id in reversed(ids):
+            start(store, run_id=run_id)
+        where = RunFilter(id_range=(ids[1], ids[4]))
+        found = _all_pages(store, where, 3)
+        assert sorted(set(found) & set(ids)) == ids[1:5]
+        assert all(ids[1] <= run_id <= ids[4] for run_id in found)
+        assert _all_pages(store, where, 3, newest_first=True) == found[::-1]
+        first = UUID(ids[0].hex[:8].ljust(32, "0")), UUID(ids[0].hex[:8].ljust(32, "f"))
+        assert [row.run_id for row in store.find_runs(RunFilter(id_range=first)).rows] == ids[:1]
+        assert store.find_runs(RunFilter(id_range=(ids[4], ids[1]))).rows == ()
 
     def test_a_foreign_cursor_is_refused(self, store: Store) -> None:
         """A cursor comes from a page, and is not made by hand."""

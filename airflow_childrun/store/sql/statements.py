@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    not_,
+    or_,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from airflow_childrun.store.api import RunFilter
+from airflow_childrun.store.api import RunFilter, RunStatus
 from airflow_childrun.store.cursor import position_of
 from airflow_childrun.store.sql.column_types import UuidBytes
 from airflow_childrun.store.sql.dialects.base import StoreDialect
 from airflow_childrun.store.sql.schema import Tables
+
+_NARROW = ("root_run_id", "parent_run_id", "slot_ids", "id_range")
+"""What an index of its own finds few rows by."""
+_STATUSES = sorted(get_args(RunStatus))
+_Columns = ReadOnlyColumnCollection[str, Any]
 
 
 class Statements:
@@ -92,17 +112,22 @@ class Statements:
             .values(ended="superseded")
         )
 
-    def find_runs(self, where: RunFilter, cursor: str | None, limit: int) -> Select[Any]:
+    def find_runs(self, where: RunFilter, cursor: str | None, limit: int, *, newest_first: bool) -> Select[Any]:
         """Build the query of a page: one row more than asked says whether there is another page."""
         run = self.tables.run
         query = self.runs.where(*self._conditions(where))
         after = position_of(cursor)
         if after is not None:
-            created_at, run_id = after
-            query = query.where(
-                or_(run.c.created_at > created_at, and_(run.c.created_at == created_at, run.c.run_id > run_id))
+            query = query.where(_behind(run.c, *after, newest_first=newest_first))
+        if where.statuses is None and all(getattr(where, name) is None for name in _NARROW):
+            # The first ones of each status, each in the order of its index: no page sorts every row.
+            parts = (
+                select(_ordered(query.where(part), run.c, limit, newest_first=newest_first).subquery())
+                for part in _by_status(run.c.status)
             )
-        return query.order_by(run.c.created_at, run.c.run_id).limit(limit + 1)
+            whole = union_all(*parts).subquery()
+            return _ordered(select(whole), whole.c, limit, newest_first=newest_first)
+        return _ordered(query, run.c, limit, newest_first=newest_first)
 
     def _conditions(self, where: RunFilter) -> list[ColumnElement[bool]]:
         run, session = self.tables.run, self.tables.session
@@ -114,6 +139,8 @@ class Statements:
             found.append(run.c.status.in_(sorted(where.statuses)))
         if where.slot_ids is not None:
             found.append(run.c.slot_id.in_(sorted(where.slot_ids)))
+        if where.id_range is not None:
+            found.append(run.c.run_id.between(*where.id_range))
         if where.unowned is not None:
             alive = and_(
                 session.c.session_id.is_not(None),
@@ -122,3 +149,25 @@ class Statements:
             )
             found.append(not_(alive) if where.unowned else alive)
         return found
+
+
+def _behind(columns: _Columns, created_at: int, run_id: UUID, *, newest_first: bool) -> ColumnElement[bool]:
+    """Return the condition "stands behind this position in the order"."""
+    at, key = columns["created_at"], columns["run_id"]
+    if newest_first:
+        return or_(at < created_at, and_(at == created_at, key < run_id))
+    return or_(at > created_at, and_(at == created_at, key > run_id))
+
+
+def _by_status(status: ColumnElement[str]) -> list[ColumnElement[bool]]:
+    """Return conditions of which exactly one holds for a row: a known status each, and the gaps between them.
+
+    A damaged row has another status, and must be found as well.
+    """
+    gaps = [and_(status > below, status < above) for below, above in pairwise(_STATUSES)]
+    return [*(status == known for known in _STATUSES), or_(status < _STATUSES[0], *gaps, status > _STATUSES[-1])]
+
+
+def _ordered(query: Select[Any], columns: _Columns, limit: int, *, newest_first: bool) -> Select[Any]:
+    order = (columns["created_at"], columns["run_id"])
+    return query.order_by(*(column.desc() for column in order) if newest_first else order).limit(limit + 1)

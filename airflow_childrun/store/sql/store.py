@@ -98,9 +98,12 @@ class SqlStore:
         found = (_raw_seen(row) for row in self._by_ids(self._texts.runs, (), ids))
         return {row.run_id: row for row in found}
 
-    def find_runs(self, where: RunFilter, cursor: str | None = None, limit: int = 100) -> RunPage:
-        """Return a page of the runs that ``where`` describes, in order of creation (then id)."""
-        found = [_seen(row) for row in self._all(self._statements.find_runs(where, cursor, limit), {})]
+    def find_runs(
+        self, where: RunFilter, cursor: str | None = None, limit: int = 100, *, newest_first: bool = False
+    ) -> RunPage:
+        """Return a page of the runs that ``where`` describes, in order of creation (then id), or in the reverse order."""
+        query = self._statements.find_runs(where, cursor, limit, newest_first=newest_first)
+        found = [_seen(row) for row in self._all(query, {})]
         page = tuple(found[:limit])
         return RunPage(page, cursor_of(page[-1]) if page and len(found) > limit else None)
 

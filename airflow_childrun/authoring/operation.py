@@ -121,6 +121,12 @@ class Operation:
 
         :raises InvalidPlanError: codes ``missing_idempotency_key``, ``duplicate_state_id``
         """
+        if state.name == ON_CANCEL:
+            raise InvalidPlanError(
+                f"operation {self.name!r} has a state called {ON_CANCEL!r}: that is the name of its clean-up; call the "
+                f"state otherwise, or make it the clean-up with @{self.name}.on_cancel",
+                code="duplicate_state_id",
+            )
         if state.name in self.states:
             raise InvalidPlanError(
                 f"operation {self.name!r} has two states called {state.name!r}", code="duplicate_state_id"

@@ -87,6 +87,7 @@ class RunHistory:
     :param failures: by state, how many real failures in this run
     :param recoveries: processes that died over this run since it last moved
     :param linked: keys of the facts whose linkage event is there: a V1 crash could lose it
+    :param has_cleaned_up: whether its ``on_cancel`` was entered: what it undid, no other run may go on from
     """
 
     run_id: UUID
@@ -110,6 +111,7 @@ class RunHistory:
     linked: set[str] = field(default_factory=set)
     inbox_consumed: int = 0
     end_request: dict[str, Any] | None = None
+    has_cleaned_up: bool = False
     host_tries: list[dict[str, Any]] = field(default_factory=list)
     _last_fact_key: str | None = None
 
@@ -167,6 +169,8 @@ class RunHistory:
             raise self._refuse("invalid_attempt_envelopes", f"attempt {event.attempt} of {event.state_id} came twice")
         if event.base_snapshot_id != self.checkpoint_id:
             raise self._refuse("invalid_attempt_envelopes", f"{event.state_id} did not begin at the last checkpoint")
+        # The owner consumes a request to end by ending the run: nothing but the clean-up is entered behind it.
+        self.has_cleaned_up = self.has_cleaned_up or self.end_request is not None
         self.open_attempt = Attempt(event.state_id, event.attempt, event.base_snapshot_id, self._here)
         self.last_attempt[event.state_id] = event.attempt
         self.last_entered = event.state_id

@@ -1,18 +1,32 @@
-"""Slots and their generations: which is the newest, and how the next one continues it."""
+"""Slots and their generations: which is the newest, and how the next one continues it or starts afresh."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from uuid import UUID
 
+from airflow_childrun.engine.decide import RECOVERY_LIMIT_EXCEEDED
+from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.engine.prepare import Lineage, create_step
+from airflow_childrun.engine.prepare import Lineage, Request, create_step, prepare_run
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import ENGINE, Continues, Parent
-from airflow_childrun.runtime.histories import load_history
-from airflow_childrun.store.api import RunFilter, RunRow, RunStep, Store
+from airflow_childrun.model.events import ENGINE, Continues, Parent, RunStarted
+from airflow_childrun.runtime.histories import load_history, read_manifest
+from airflow_childrun.runtime.house import House
+from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Store
+from airflow_childrun.store.codec import decode_event
 
 PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What opens the next generation of a slot: its id, the step that creates it, what has to be stored with it."""
+
+    run_id: UUID
+    step: RunStep
+    artifacts: tuple[Artifact, ...] = ()
 
 
 def all_runs(store: Store, where: RunFilter) -> Iterator[RunRow]:
@@ -47,12 +61,41 @@ def get_many(store: Store, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
     return found
 
 
+def find_cleaned_up(store: Store, rows: Iterable[RunRow]) -> set[UUID]:
+    """Return those runs whose clean-up (``on_cancel``) was entered: they are never continued, only started afresh."""
+    # It ends as Cancelled, but where too many of its processes die.
+    maybe = [row for row in rows if row.status == "Cancelled" or row.error_code == RECOVERY_LIMIT_EXCEEDED]
+    found: set[UUID] = set()
+    for start in range(0, len(maybe), PAGE):
+        ends = store.read_ends(row.run_id for row in maybe[start : start + PAGE])
+        firsts = {run_id: decode_event(events[0]) for run_id, events in ends.items()}
+        having = [run_id for run_id, first in firsts.items() if isinstance(first, RunStarted) and first.on_cancel]
+        found |= {run_id for run_id in having if load_history(store, run_id).has_cleaned_up}
+    return found
+
+
+def next_generation(house: House, row: RunRow, opener: RunIdentity) -> Succession:
+    """Return what opens the next generation of a terminal run: it continues, or starts afresh what was cleaned up.
+
+    :raises NotFoundError: code ``run_not_found``
+    :raises ChildRunError: why an operation that is to start afresh cannot
+    """
+    history = load_history(house.store, row.run_id)
+    if history.has_cleaned_up:
+        return _afresh(house, row, opener, history)
+    run_id, step = _continuing(house.store, row, opener, history)
+    return Succession(run_id, step)
+
+
 def continuation(store: Store, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
     """Return id and creating step of the next generation, which continues a terminal run at its last checkpoint.
 
     :raises NotFoundError: code ``run_not_found``
     """
-    history = load_history(store, row.run_id)
+    return _continuing(store, row, opener, load_history(store, row.run_id))
+
+
+def _continuing(store: Store, row: RunRow, opener: RunIdentity, history: RunHistory) -> tuple[UUID, RunStep]:
     before = history.start
     parent = before.parent or Parent(run_id=str(opener.run_id), fact_key="", slot_owner_id=str(opener.chain_id))
     key, owner = parent.fact_key, UUID(parent.slot_owner_id)
@@ -70,17 +113,39 @@ def continuation(store: Store, row: RunRow, opener: RunIdentity) -> tuple[UUID, 
             "continues": Continues(run_id=str(row.run_id), seq=row.head.seq, hash=row.head.hash),
         }
     )
-    lineage = Lineage(
-        run_id=run_id,
+    return run_id, create_step(started, _lineage(row, opener, owner, key))
+
+
+def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory) -> Succession:
+    """Ask once more for what the slot's chain was asked for, with the context that it began with."""
+    before = history.start
+    if before.parent is None:
+        raise AssertionError(f"run {row.run_id} has no slot to open a generation of")
+    first = decode_event(house.store.read_events(history.chain_id, 1, 1)[0])
+    request = Request(
+        read_manifest(house.store, row.root_run_id, before),
+        snapshot_id=first.initial_snapshot_id if isinstance(first, RunStarted) else before.initial_snapshot_id,
+        parent_close_policy=before.parent_close_policy,
+        airflow=before.airflow,
+        deadline_at=_deadline(house.store, row, opener),
+        is_checked=True,
+    )
+    lineage = _lineage(row, opener, UUID(before.parent.slot_owner_id), before.parent.fact_key)
+    prepared = prepare_run(request, lineage, house.resolver, house.policy)
+    return Succession(lineage.run_id, prepared.step, prepared.artifacts)
+
+
+def _lineage(row: RunRow, opener: RunIdentity, owner: UUID, key: str) -> Lineage:
+    return Lineage(
+        run_id=child_run_id(owner, key, row.generation + 1),
         root_run_id=row.root_run_id,
         depth=row.depth,
         slot_id=row.slot_id,
-        generation=generation,
+        generation=row.generation + 1,
         parent_run_id=opener.run_id,
         slot_owner_id=owner,
         fact_key=key,
     )
-    return run_id, create_step(started, lineage)
 
 
 def _deadline(store: Store, row: RunRow, opener: RunIdentity) -> int | None:

@@ -12,7 +12,7 @@ from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import HOST_TRY, DomainEvent
 from airflow_childrun.runtime.closing import withdraw_posts
-from airflow_childrun.runtime.generations import newest_of
+from airflow_childrun.runtime.generations import find_cleaned_up, newest_of
 from airflow_childrun.runtime.histories import is_drifted, load_history
 from airflow_childrun.runtime.host_stream import HostStream
 from airflow_childrun.runtime.host_tree import Opening, TreeKeeper, WantedChild, known_of
@@ -105,7 +105,7 @@ class HostRun:
         listed = self._follow_plan_change(listed, known, on_plan_change, kind)
         by_key = {child.key: child for child in wanted}
         for entry in listed:
-            if action_of(entry, known) in ("spawn", "respawn"):
+            if action_of(entry, known) in ("spawn", "respawn") and not _is_as_before(entry, by_key):
                 keeper.check(by_key[entry.key], entry.generation)
         taken = [known[entry.key].row for entry in listed if entry.key in known]
         self._begin(kind, [*listed, *self._carried(kind, awaited=True)], taken)
@@ -122,16 +122,18 @@ class HostRun:
         named = {entry.key: entry.generation for entry in listed_of(self._last_try(kind), awaited=True)}
         newest = newest_of(self._house.store, slot_ids)
         keeper = TreeKeeper(self._house, self._host_id(kind), self._root, self._airflow)
+        cleaned_up = find_cleaned_up(self._house.store, newest.values())
         listed: list[Listed] = []
         for slot_id in dict.fromkeys(slot_ids):
             row = newest[slot_id]
             again = kind in ("retry", "clear") and named.get(str(slot_id)) == row.generation
             if again and row.is_terminal and row.status != "Completed":
-                listed.append(Listed(str(slot_id), row.generation + 1, row.run_id, awaited=True))
+                resumes = None if row.run_id in cleaned_up else row.run_id
+                listed.append(Listed(str(slot_id), row.generation + 1, resumes, awaited=True))
             else:
                 listed.append(Listed(str(slot_id), row.generation, awaited=True))
         self._begin(kind, [*self._carried(kind, awaited=False), *listed], newest.values())
-        opened = [newest[UUID(entry.key)] for entry in listed if entry.continues is not None]
+        opened = [row for entry in listed if (row := newest[UUID(entry.key)]).generation < entry.generation]
         ran = self._commit_openings([keeper.resume(row) for row in opened])
         newest |= newest_of(self._house.store, (row.slot_id for row in opened))
         slots = tuple(
@@ -203,7 +205,8 @@ class HostRun:
             row = newest.get(child_run_id(host_id, entry.key))
             if row is not None and entry.key not in known:
                 found[entry.key] = Known(row)
-        return found
+        cleaned_up = find_cleaned_up(self._house.store, (child.row for child in found.values()))
+        return {key: replace(child, is_cleaned_up=child.row.run_id in cleaned_up) for key, child in found.items()}
 
     def _follow_plan_change(
         self, listed: Sequence[Listed], known: Mapping[str, Known], on_plan_change: OnPlanChange, kind: Kind
@@ -244,7 +247,7 @@ class HostRun:
             action = action_of(entry, known)
             if action == "spawn":
                 openings.append(keeper.spawn(wanted[entry.key], entry.generation))
-            elif action == "continue":
+            elif action == "continue" or (action == "respawn" and _is_as_before(entry, wanted)):
                 openings.append(keeper.resume(known[entry.key].row))
             elif action == "respawn":
                 ended = keeper.end(known[entry.key].row, "respawned")
@@ -273,3 +276,8 @@ class HostRun:
     def _slot(self, host_id: UUID, entry: Listed) -> Slot:
         slot_id = child_run_id(host_id, entry.key)
         return Slot(entry.key, slot_id, child_run_id(host_id, entry.key, entry.generation), entry.generation)
+
+
+def _is_as_before(entry: Listed, wanted: Mapping[str, WantedChild]) -> bool:
+    """Whether a child that starts afresh is asked for as it was: this try does not name it, or keeps it as it is."""
+    return entry.as_is or entry.key not in wanted

@@ -16,7 +16,7 @@ from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
-from airflow_childrun.runtime.generations import continuation
+from airflow_childrun.runtime.generations import find_cleaned_up, next_generation
 from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.host_diff import manifest_differences
 from airflow_childrun.runtime.host_try import Known
@@ -68,13 +68,14 @@ def known_of(
         run_id: read_manifest(store, row.root_run_id, load_history(store, run_id).start)
         for run_id, row in changed.items()
     }
+    cleaned_up = find_cleaned_up(store, (row for _, row in pairs))
     known: dict[str, Known] = {}
     for child, row in pairs:
         if row.run_id in recorded:
             differs = manifest_differences(recorded[row.run_id], child.manifest)
         else:
             differs = "" if _initial_snapshot(store, row) == child.snapshot_id else "initial_context"
-        known[child.key] = Known(row, differs)
+        known[child.key] = Known(row, differs, is_cleaned_up=row.run_id in cleaned_up)
     return known
 
 
@@ -125,14 +126,15 @@ class TreeKeeper:
         self._prepare(child, generation)
 
     def resume(self, row: RunRow) -> Opening:
-        """Open the generation that continues a terminal run.
+        """Open the generation that continues a terminal run, or starts afresh what was cleaned up.
 
         :raises NotFoundError: code ``run_not_found``
+        :raises ChildRunError: why an operation that is to start afresh cannot
         """
         identity = RunIdentity(self._host_id, self._host_id, self._root, 0)
-        run_id, step = continuation(self._house.store, row, identity)
-        generation = row.generation + 1
-        return Opening(run_id, (self._linkage(row, run_id, generation),), (step,), ())
+        opened = next_generation(self._house, row, identity)
+        linkage = self._linkage(row, opened.run_id, row.generation + 1)
+        return Opening(opened.run_id, (linkage,), (opened.step,), opened.artifacts)
 
     def end(self, row: RunRow, why: str) -> RunStep | None:
         """Return the step that ends a run which nobody may go on with; None if it has ended."""

@@ -131,10 +131,12 @@ class Known:
     """The newest generation of a slot.
 
     :param differs: in what this try asks for something else than the child was spawned with; empty = in nothing
+    :param is_cleaned_up: its ``on_cancel`` was entered: there is nothing to go on from
     """
 
     row: RunRow
     differs: str = ""
+    is_cleaned_up: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -145,6 +147,11 @@ class Known:
     def is_unwell(self) -> bool:
         """Whether it ended otherwise than well."""
         return self.row.is_terminal and not self.is_done
+
+    @property
+    def resumes(self) -> UUID | None:
+        """Which run the next generation continues; None = it starts afresh."""
+        return None if self.is_cleaned_up else self.row.run_id
 
 
 def listed_of(last: Mapping[str, Any] | None, *, awaited: bool = False) -> list[Listed]:
@@ -212,7 +219,7 @@ def _retried(entry: Listed, known: Mapping[str, Known], *, again: bool) -> Liste
         return entry
     child = known[entry.key]
     if again and child.is_unwell:
-        return Listed(entry.key, child.row.generation + 1, child.row.run_id, as_is=entry.as_is)
+        return Listed(entry.key, child.row.generation + 1, child.resumes, as_is=entry.as_is)
     return Listed(entry.key, child.row.generation, as_is=entry.as_is)
 
 
@@ -236,7 +243,7 @@ def _cleared(key: str, child: Known | None, on_clear: OnClear, *, fresh: bool) -
     if fresh or child.differs:
         return Listed(key, row.generation + 1)
     if child.is_unwell:
-        return Listed(key, row.generation + 1, row.run_id)
+        return Listed(key, row.generation + 1, child.resumes)
     return Listed(key, row.generation)
 
 

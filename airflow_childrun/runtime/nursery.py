@@ -10,9 +10,9 @@ from airflow_childrun.engine.history import ChildLink, RunHistory
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.errors import ChildRunError, CorruptionError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.runtime.ends import end_of, ends_of
-from airflow_childrun.runtime.generations import continuation, get_many, newest_of
+from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
 from airflow_childrun.runtime.house import House
-from airflow_childrun.store.api import RunRow, RunStep
+from airflow_childrun.store.api import RunRow
 
 T = TypeVar("T")
 
@@ -116,9 +116,9 @@ class RunNursery:
         known = self._ends.pop((row.run_id, compact), None)
         return known or self._patiently(lambda: end_of(self._house.store, row, compact=compact))
 
-    def continuation(self, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
-        """Return id and creating step of the generation that continues a terminal one."""
-        return self._patiently(lambda: continuation(self._house.store, row, opener))
+    def next_generation(self, row: RunRow, opener: RunIdentity) -> Succession:
+        """Return what opens the generation that follows a terminal one."""
+        return self._patiently(lambda: next_generation(self._house, row, opener))
 
     def must_heal(self, row: RunRow) -> bool:
         """Whether this run continues another and has not opened this slot's next generation yet."""

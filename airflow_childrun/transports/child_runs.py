@@ -13,7 +13,7 @@ from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
-from airflow_childrun.store.api import RunRow, RunStep
+from airflow_childrun.store.api import Artifact, RunRow, RunStep
 from airflow_childrun.transports.child_requests import (
     Wanted,
     child_mismatch,
@@ -25,6 +25,22 @@ from airflow_childrun.transports.child_requests import (
 )
 from airflow_childrun.transports.registry import LiveIoEnv
 from airflow_childrun.transports.v1_gaps import linkage_of
+
+
+class Opening(Protocol):
+    """What opens a generation: its id, the step that creates it, what has to be stored with it."""
+
+    @property
+    def run_id(self) -> UUID:
+        """The generation."""
+
+    @property
+    def step(self) -> RunStep:
+        """What creates it."""
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """What it names and is not stored yet."""
 
 
 class Nursery(Protocol):
@@ -57,8 +73,11 @@ class Nursery(Protocol):
     def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
         """Return how a terminal run ended: the await's answer."""
 
-    def continuation(self, row: RunRow, opener: RunIdentity) -> tuple[UUID, RunStep]:
-        """Return id and creating step of the generation that continues a terminal one."""
+    def next_generation(self, row: RunRow, opener: RunIdentity) -> Opening:
+        """Return what opens the generation that follows a terminal one.
+
+        :raises ChildRunError: why the operation cannot start afresh, after a clean-up
+        """
 
     def must_heal(self, row: RunRow) -> bool:
         """Whether the asking run continues another and has not opened this slot's next generation yet."""
@@ -271,10 +290,13 @@ class ChildRunTransport:
 
     def _heal(self, failed: RunRow) -> RunRow:
         """Open the next generation of a child that had failed under the run which this one continues."""
-        run_id, step = self._nursery.continuation(failed, self._identity)
-        event = spawned_event(self._identity.run_id, run_id, failed.manifest_id, None, failed.generation + 1)
-        self._journal.append([event], Extras(steps=(step,)))
-        self._nursery.hand_over(run_id)
+        try:
+            opening = self._nursery.next_generation(failed, self._identity)
+        except ChildRunError as error:
+            raise engine_failed(error) from None
+        event = spawned_event(self._identity.run_id, opening.run_id, failed.manifest_id, None, failed.generation + 1)
+        self._journal.append([event], Extras(opening.artifacts, (opening.step,)))
+        self._nursery.hand_over(opening.run_id)
         return self._nursery.newest_generation(failed.slot_id)
 
 

@@ -141,6 +141,7 @@ class Op:
     states: list[tuple[str, Handler, StateMeta]]
     version: str = "1"
     edges: list[tuple[str, str]] | None = None
+    on_cancel: Handler | None = None
 
     def plan(self, manifest: RunManifest) -> ExecutionPlan:
         nodes = tuple(
@@ -150,7 +151,11 @@ class Op:
         names = [name for name, _, _ in self.states]
         pairs = self.edges if self.edges is not None else list(pairwise(names))
         edges = tuple(Edge(self.state(a), self.state(b)) for a, b in pairs)
-        return ExecutionPlan(self.op_id, self.version, nodes, edges)
+        clean_up = None
+        if self.on_cancel is not None:
+            state_id = self.state("on_cancel")
+            clean_up = StateNode(state_id, _bound(manifest, state_id, self.on_cancel), StateMeta())
+        return ExecutionPlan(self.op_id, self.version, nodes, edges, on_cancel=clean_up)
 
     def state(self, name: str) -> str:
         return f"{self.op_id}.main.{name}"

@@ -221,7 +221,8 @@ def in_element(index: int, where: str) -> Iterator[None]:
 def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> str:
     """Return the name that a key function or a field gives an element.
 
-    :raises InputError: code ``child_key_missing``, if the element has no such field, or the function raises
+    :raises InputError: codes ``child_key_missing``, if the element has no such field, or the function raises;
+        ``child_key_invalid``, if what names it is neither text nor a number
     """
     if callable(key):
         try:
@@ -231,11 +232,22 @@ def name_element(element: Any, key: str | Callable[[Any], Any], index: int) -> s
                 f"the key function raised {type(error).__name__} for element {index}; give each element what it looks for",
                 code="child_key_missing",
             ) from error
-        return str(encode(name, f"the key of element {index}"))
+        return _as_key(name, index)
     found = element.get(key) if isinstance(element, Mapping) else getattr(element, key, None)
     if found is None:
-        raise InputError(f"element {index} has no field {key!r} to be named by", code="child_key_missing")
-    return str(encode(found, f"the key of element {index}"))
+        raise InputError(
+            f"element {index} has no field {key!r} to be named by, or None in it", code="child_key_missing"
+        )
+    return _as_key(found, index)
+
+
+def _as_key(name: Any, index: int) -> str:
+    """Return the text of what names an element: two equal objects may differ as text, and None names nobody."""
+    encoded = encode(name, f"the key of element {index}")
+    if not isinstance(encoded, str | int | float):
+        kind = {type(None): "None", dict: "an object"}.get(type(encoded), "a list")
+        raise InputError(f"the key of element {index} is {kind}: give text or a number", code="child_key_invalid")
+    return str(encoded)
 
 
 def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> ChildResult:

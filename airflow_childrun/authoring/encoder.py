@@ -102,7 +102,7 @@ def _refused(value: Any, where: str, trail: list[str | int]) -> InputError:
             'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
         )
     return InputError(
-        f"{where} holds a {type(value).__name__} at {path}, which cannot be recorded; {advice}",
+        f"{where} holds a value of type {type(value).__name__} at {path}, which cannot be recorded; {advice}",
         code="value_not_encodable",
         details={"path": path},
     )

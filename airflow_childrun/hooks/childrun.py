@@ -8,7 +8,7 @@ from uuid import UUID
 
 from airflow_childrun._airflow import BaseHook, channel_is_shared, registered_secrets
 from airflow_childrun.canonical import decode_stored
-from airflow_childrun.errors import ChildRunError, HostError, NotFoundError, UnavailableError
+from airflow_childrun.errors import ChildRunError, HostError, InputError, NotFoundError, UnavailableError
 from airflow_childrun.hooks.connection import (
     CONN_NAME_ATTR,
     CONN_TYPE,
@@ -26,12 +26,13 @@ from airflow_childrun.hooks.results import (
     FailureMode,
     Results,
     check_ends,
+    check_handles,
     check_size,
     handle_of,
     read_handle,
     results_of,
 )
-from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, read_settings
+from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, check_max_concurrency, read_settings
 from airflow_childrun.hooks.task import HostTask
 from airflow_childrun.model.events import event_to_json
 from airflow_childrun.runtime.ends import end_of
@@ -64,6 +65,7 @@ class ChildRunHook(BaseHook):
         self, childrun_conn_id: str = DEFAULT_CONN_ID, max_concurrency: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_max_concurrency(max_concurrency)
         self.childrun_conn_id = childrun_conn_id
         self._max_concurrency = max_concurrency
         self._task: HostTask | None = None
@@ -129,17 +131,17 @@ class ChildRunHook(BaseHook):
     def await_runs(
         self,
         context: Any,
-        handles: Sequence[Mapping[str, Any]],
+        handles: Sequence[Mapping[str, Any]] | Mapping[str, Any],
         *,
         results: Results = "values",
         failure_mode: FailureMode = "raise",
     ) -> list[dict[str, Any]]:
-        """Drive and await children by their handles, and return how each ended, in order.
+        """Drive and await children by their handles, and return how each ended, in order; one handle is a list of one.
 
         :raises HostError: codes ``handle_invalid``, ``child_run_missing``, ``stale_attempt``, ``xcom_too_large``
         :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
         """
-        read = [read_handle(handle) for handle in handles]
+        read = [read_handle(handle) for handle in check_handles(handles)]
         task, _, place = self._begin(context)
 
         def work() -> list[dict[str, Any]]:
@@ -154,8 +156,12 @@ class ChildRunHook(BaseHook):
             self._task.leave(within_s=LEAVE_WITHIN_S)
 
     def find_run(self, run_id: str | UUID) -> RunRow | None:
-        """Return a run's row, or None."""
-        return self.get_conn().find_run(UUID(str(run_id)))
+        """Return a run's row, or None.
+
+        :param run_id: a whole id; the same for every method that takes one
+        :raises InputError: code ``run_id_invalid``
+        """
+        return self.get_conn().find_run(_uuid(run_id))
 
     def get_run(self, run_id: str | UUID) -> RunRow:
         """Return a run's row.
@@ -174,12 +180,18 @@ class ChildRunHook(BaseHook):
         return self.get_conn().find_runs(where, cursor, limit, newest_first=newest_first)
 
     def children_of(self, run_id: str | UUID) -> list[RunRow]:
-        """Return the runs that a run spawned."""
-        return self.get_conn().children_of(UUID(str(run_id)))
+        """Return the runs that a run spawned, every generation of them.
+
+        :raises NotFoundError: code ``run_not_found``
+        """
+        return self.get_conn().children_of(_uuid(run_id)) or self._none_of(run_id)
 
     def read_events(self, run_id: str | UUID) -> list[dict[str, Any]]:
-        """Return a run's events in V1's envelope: ``{run_id, seq, ts_millis, event}``."""
-        stored = decode_events(self.get_conn().read_events(UUID(str(run_id))))
+        """Return a run's events in V1's envelope: ``{run_id, seq, ts_millis, event}``.
+
+        :raises NotFoundError: code ``run_not_found``
+        """
+        stored = decode_events(self.get_conn().read_events(_uuid(run_id)) or self._none_of(run_id))
         return [
             {
                 "run_id": str(row.run_id),
@@ -222,7 +234,7 @@ class ChildRunHook(BaseHook):
 
     def verify(self, run_id: str | UUID) -> list[Finding]:
         """Check a run's chain, artifacts and row; an empty list means that all is well."""
-        return verify_run(self.get_conn(), UUID(str(run_id)))
+        return verify_run(self.get_conn(), _uuid(run_id))
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the connection works, as Airflow's form asks."""
@@ -232,6 +244,14 @@ class ChildRunHook(BaseHook):
         except ChildRunError as error:
             return False, str(error)
         return True, "Connected; the tables are there and of this release's version"
+
+    def _none_of(self, run_id: str | UUID) -> list[Any]:
+        """Return nothing for a run that has nothing.
+
+        :raises NotFoundError: if there is no such run
+        """
+        self.get_run(run_id)
+        return []
 
     def _begin(self, context: Any) -> tuple[HostTask, SecretPolicy, TaskPlace]:
         settings = read_settings()
@@ -301,6 +321,17 @@ def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:
         if wanted == choice:
             return choice
     raise HostError(f"on_clear is {wanted!r}; it takes {', '.join(ON_CLEAR)}", code="on_clear_invalid")
+
+
+def _uuid(run_id: str | UUID) -> UUID:
+    """Read a run's id.
+
+    :raises InputError: code ``run_id_invalid``
+    """
+    try:
+        return UUID(str(run_id))
+    except ValueError:
+        raise InputError(f"{run_id!r} is no run id: it takes a whole UUID", code="run_id_invalid") from None
 
 
 def _keys(task: HostTask, rows: Sequence[RunRow]) -> list[str]:

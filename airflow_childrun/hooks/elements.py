@@ -57,13 +57,31 @@ def check_inputs(inputs: Any) -> list[Any]:
             "inputs is an object: give a list of elements, or input= for one child whose input is this object",
             code="inputs_not_a_list",
         )
+    if inputs is None:
+        raise InputError(
+            "inputs is None: the task or template that makes the list gave nothing. Have it return a list; an empty one spawns "
+            "no children and succeeds",
+            code="inputs_not_a_list",
+        )
     try:
         return list(inputs)
     except TypeError:
         raise InputError(
-            f"inputs is a {type(inputs).__name__}: give a list of elements, or input= for one child",
+            f"inputs is of type {type(inputs).__name__}: give a list of elements, or input= for one child",
             code="inputs_not_a_list",
         ) from None
+
+
+def check_child_key(child_key: Any) -> None:
+    """Refuse what can name no element.
+
+    :raises InputError: code ``child_key_invalid``
+    """
+    if child_key is not None and not isinstance(child_key, str) and not callable(child_key):
+        raise InputError(
+            f"child_key is of type {type(child_key).__name__}: give a field's name, or a function of the element",
+            code="child_key_invalid",
+        )
 
 
 def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,6 +15,10 @@ Results = Literal["values", "references"]
 FailureMode = Literal["raise", "return"]
 SHOWN = 10
 NO_NAMES: Mapping[str, str] = {}
+_HANDLES = (
+    "pass what SpawnChildRunOperator returned, one handle or a list of them; the lists of a mapped task go to "
+    "AwaitChildRunOperator.partial(...).expand(child_runs=...)"
+)
 
 
 def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
@@ -58,8 +62,8 @@ def check_size(results: Sequence[Mapping[str, Any]], limit: int) -> None:
     if size > limit:
         raise HostError(
             f"the results of {len(results)} children take {size} bytes in XCom, more than the {limit} allowed. Set "
-            'results="references" on this task and read what you need with ChildRunHook.read_output(handle); the '
-            "children have completed and are kept, a retry returns at once",
+            'results="references" on this task, clear it with on_clear="reuse", and read what you need with '
+            "ChildRunHook.read_output(handle): the children have ended and are kept",
             code="xcom_too_large",
         )
 
@@ -96,6 +100,24 @@ def _reason(result: Mapping[str, Any]) -> str:
     return f"{result['status']} in {error['state_id']} [{error['code']}] {error['message']}"
 
 
+def check_handles(child_runs: Any) -> list[Any]:
+    """Return a list of what stands for children: one handle makes a list of one.
+
+    :raises HostError: code ``handle_invalid``
+    """
+    if isinstance(child_runs, Mapping):
+        return [child_runs]
+    if not isinstance(child_runs, Iterable) or isinstance(child_runs, str | bytes):
+        is_none = child_runs is None
+        raise HostError(
+            "child_runs is None: the task that spawns returned nothing, or was skipped. An empty list awaits nobody"
+            if is_none
+            else f"child_runs is of type {type(child_runs).__name__}: {_HANDLES}",
+            code="handle_invalid",
+        )
+    return list(child_runs)
+
+
 def read_handle(value: Any) -> dict[str, Any]:
     """Check that something is a handle or a result.
 
@@ -103,7 +125,7 @@ def read_handle(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, Mapping) or not {"child_run_id", "slot_id", "root_run_id"} <= value.keys():
         raise HostError(
-            f"{type(value).__name__} is no handle of a child run: pass what SpawnChildRunOperator returned, one or a list",
+            f"a value of type {type(value).__name__} is no handle of a child run: {_HANDLES}",
             code="handle_invalid",
         )
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from airflow_childrun.errors import HostError
+from airflow_childrun.errors import HostError, InputError
 
 SECTION = "childrun"
 DEFAULT_CONN_ID = "childrun_default"
@@ -65,6 +65,15 @@ def read_settings() -> Settings:
         ),
         xcom_max_bytes=number("xcom_max_bytes", 1, DEFAULTS.xcom_max_bytes),
     )
+
+
+def check_max_concurrency(value: Any) -> None:
+    """Refuse what is no number of children; None stands for ``[childrun] max_concurrency``.
+
+    :raises InputError: code ``argument_invalid``
+    """
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise InputError(f"max_concurrency is {value!r}; it takes an integer >= 1", code="argument_invalid")
 
 
 def _parse(option: str, text: str, default: Any, parse: Callable[[str], Any], takes: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from airflow_childrun._airflow import AirflowException, AirflowFailException, BaseOperator, Context
@@ -11,10 +11,10 @@ from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.authoring.registry import REGISTRY
 from airflow_childrun.errors import ChildRunError, InputError
 from airflow_childrun.hooks.childrun import ChildRunHook
-from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_inputs
+from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_key, check_inputs
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
-from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, read_settings
+from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
@@ -52,6 +52,7 @@ class ChildRunOperator(BaseOperator):
         super().__init__(retries=retries, **kwargs)
         _one_of("results", results, ("values", "references"))
         _one_of("failure_mode", failure_mode, ("raise", "return"))
+        check_max_concurrency(max_concurrency)
         self.results = results
         self.failure_mode = failure_mode
         self.childrun_conn_id = childrun_conn_id
@@ -122,6 +123,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         if not _is_template(on_clear):
             _one_of("on_clear", on_clear, ON_CLEAR)
         _one_of("on_plan_change", on_plan_change, ("fail", "respawn"))
+        check_child_key(child_key)
         self.operation = operation
         self.op_id = op_id
         self.op_version = op_version
@@ -203,13 +205,13 @@ class AwaitChildRunOperator(ChildRunOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait; one result for one handle, a list for a list."""
-        single = isinstance(self.child_runs, dict)
-        handles = [self.child_runs] if single else list(self.child_runs)
         try:
-            found = self._open_hook().await_runs(context, handles, results=self.results, failure_mode=self.failure_mode)
+            found = self._open_hook().await_runs(
+                context, self.child_runs, results=self.results, failure_mode=self.failure_mode
+            )
         except ChildRunError as error:
             fail_task(error)
-        return found[0] if single else found
+        return found[0] if isinstance(self.child_runs, Mapping) else found
 
 
 def fail_task(error: ChildRunError) -> NoReturn:
@@ -229,7 +231,7 @@ def _check_operation(operation: Any, op_id: str | None, op_version: str | None) 
         raise InputError("give operation= or op_id= and op_version=, not both", code="operation_twice")
     if operation is not None and not isinstance(operation, Operation):
         raise InputError(
-            f"operation is a {type(operation).__name__}: decorate the function with @operation",
+            f"operation is of type {type(operation).__name__}: decorate the function with @operation",
             code="operation_invalid",
         )
 

@@ -248,7 +248,7 @@ def test_what_cannot_be_recorded_is_refused_by_place(value: Any, path: str, kind
     assert error.code == "value_not_encodable"
     assert error.info.details == {"path": path}
     assert not error.retryable
-    assert f"what step 'load' returned holds a {kind} at {path}, which cannot be recorded" in str(error)
+    assert f"what step 'load' returned holds a value of type {kind} at {path}, which cannot be recorded" in str(error)
 
 
 def test_looking_at_an_iterator_does_not_use_it_up() -> None:

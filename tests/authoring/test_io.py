@@ -153,7 +153,7 @@ def test_arguments_that_cannot_be_recorded_name_the_step(desk: Desk) -> None:
 
     end = desk.run(passing)
     assert end.cause is not None
-    assert "the arguments of step 'load' holds a object at $[0]" in end.cause["message"]
+    assert "the arguments of step 'load' holds a value of type object at $[0]" in end.cause["message"]
 
 
 # -------------------------------------------------------------------------------------------------------- retry, errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -80,9 +80,34 @@ def test_what_is_read_of_a_run() -> None:
     assert hook.verify(run_id) == []
 
 
-def test_reading_what_is_not_there_says_how_to_look() -> None:
+def readers(hook: ChildRunHook) -> list[Callable[[Any], Any]]:
+    return [hook.get_run, hook.read_events, hook.children_of, hook.read_snapshot]
+
+
+@pytest.mark.parametrize("reader", range(4))
+def test_reading_what_is_not_there_says_how_to_look(reader: int) -> None:
+    """An unknown run has no history; that is not an empty one."""
     with pytest.raises(NotFoundError, match="see `childrun runs list`"):
-        ChildRunHook().get_run(UUID(int=1))
+        readers(ChildRunHook())[reader](UUID(int=1))
+
+
+@pytest.mark.parametrize("reader", range(4))
+def test_the_beginning_of_an_id_is_no_id_to_the_hook(reader: int) -> None:
+    with pytest.raises(InputError, match="'d5471737' is no run id: it takes a whole UUID") as raised:
+        readers(ChildRunHook())[reader]("d5471737")
+    assert raised.value.code == "run_id_invalid"
+
+
+def test_a_run_without_children_has_none() -> None:
+    (result,) = run(Ticket(), order(double, 4))
+    assert ChildRunHook().children_of(result["child_run_id"]) == []
+
+
+@pytest.mark.parametrize("number", [0, -1, "4", 1.5])
+def test_a_number_of_children_that_would_let_none_work_is_refused(number: Any) -> None:
+    """With -1, a task would wait for ever."""
+    with pytest.raises(InputError, match=f"max_concurrency is {number!r}; it takes an integer >= 1"):
+        ChildRunHook(max_concurrency=number)
 
 
 def test_the_output_of_a_handle_is_that_of_its_newest_generation() -> None:
@@ -143,6 +168,10 @@ BAD_KEYS: list[tuple[list[Any], Any, str, str]] = [
     ([{"id": 1}], None, "child_key_required", 'child_key="id"'),
     ([{"id": 1}, {"id": 1}], "id", "child_key_duplicate", "2 elements of inputs have the key '1'"),
     ([{"id": 1}, {"nr": 1}], "id", "child_key_missing", "element 1 has no field 'id'"),
+    ([{"id": None}], "id", "child_key_missing", "element 0 has no field 'id' to be named by, or None in it"),
+    ([{"id": {"a": 1}}], "id", "child_key_invalid", "the key of element 0 is an object: give text or a number"),
+    ([{"id": [1]}], "id", "child_key_invalid", "the key of element 0 is a list: give text or a number"),
+    ([{"id": 1}], lambda row: row.get("nr"), "child_key_invalid", "the key of element 0 is None"),
     ([{"id": "a\u001fb"}], "id", "child_key_invalid", "the child_key of element 0 cannot be stored"),
     ([{"id": "AKIAIOSFODNN7EXAMPLE"}], "id", "child_key_invalid", "element 0 looks like a secret"),
 ]
@@ -178,6 +207,14 @@ def test_what_is_no_handle_is_told_apart(handle: Any) -> None:
     with pytest.raises(HostError) as raised:
         ChildRunHook().await_runs(Ticket().context(), [handle])
     assert raised.value.code == "handle_invalid"
+
+
+@pytest.mark.parametrize("handles", [None, 5, "abc", b"x"], ids=str)
+def test_what_is_no_list_of_handles_is_told_apart(handles: Any) -> None:
+    """As XCom gives it when the spawning task returned nothing, or was skipped."""
+    with pytest.raises(HostError, match=r"child_runs is (None: the task that spawns|of type \w+: pass)") as raised:
+        ChildRunHook().await_runs(Ticket().context(), handles)
+    assert (raised.value.code, raised.value.retryable) == ("handle_invalid", False)
 
 
 def test_test_connection_says_yes() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def _add(places: Any, command: Command) -> None:
 
 def call(command: Command, arguments: argparse.Namespace) -> int:
     """Call what a command stands for, and turn an error into one line and exit status 2."""
+    # Alembic tells of every migration; a command says in a line of its own what it did.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     module, _, function = command.target.partition(":")
     try:
         return int(getattr(importlib.import_module(module), function)(arguments) or 0)

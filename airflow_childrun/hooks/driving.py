@@ -34,7 +34,7 @@ class Progress:
         """Log a line if there is news."""
         if self.total and self.reported != (self.ended, self.failed):
             self.reported = (self.ended, self.failed)
-            failed = f", {self.failed} of them not well" if self.failed else ""
+            failed = f", {self.failed} of them failed or cancelled" if self.failed else ""
             _log.info("child runs: %d of %d ended%s", self.ended, self.total, failed)
 
 

@@ -99,6 +99,12 @@ class HostTask(Driving):
         )
         said = ", ".join(f"{count} {what}" for count, what in parts if count > 0)
         _log.info("child runs: %d in this task (%s): %s", len(rows), KINDS[opened.kind], said or "nothing to do")
+        if opened.repeated:
+            _log.warning(
+                "%d of these children had completed, and run again from their beginning, every call included: clear with "
+                'on_clear="reuse" where that must not be',
+                opened.repeated,
+            )
         if opened.kind == "clear" and rows and opened.ran == 0 and done == len(rows):
             _log.warning(
                 "this clear ran nothing: all %d children had completed and on_clear keeps their results. To run them "

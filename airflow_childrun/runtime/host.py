@@ -57,11 +57,13 @@ class Opened:
     """A try that has begun.
 
     :param ran: how many children this try spawned, continued or started again
+    :param repeated: how many of those had completed before
     """
 
     kind: Kind
     slots: tuple[Slot, ...]
     ran: int
+    repeated: int = 0
 
 
 class HostRun:
@@ -110,8 +112,9 @@ class HostRun:
         taken = [known[entry.key].row for entry in listed if entry.key in known]
         self._begin(kind, [*listed, *self._carried(kind, awaited=True)], taken)
         self._close_vanished(kind, last, listed, known)
+        repeated = sum(action_of(entry, known) == "respawn" and known[entry.key].is_done for entry in listed)
         ran = self._open(keeper, by_key, listed, known)
-        return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran)
+        return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran, repeated)
 
     def attach(self, slot_ids: Sequence[UUID]) -> Opened:
         """Begin the try of a task that only awaits: take what is there, or continue what its own last try saw end badly.

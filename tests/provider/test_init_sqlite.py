@@ -52,6 +52,7 @@ def test_init_from_airflow_then_again_from_the_console(airflow_home: AirflowHome
     )
     first = airflow_home.airflow("childrun", "init")
     assert first.status == 0, first.text
+    assert "alembic" not in first.text
     made = airflow_home.connection()
     assert made["conn_type"] == "childrun"
     assert made["schema"] == str(airflow_home.path / "childrun.db")

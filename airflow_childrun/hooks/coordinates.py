@@ -53,6 +53,7 @@ def read_place(context: Any, deployment_id: str) -> TaskPlace:
         max_tries=ti.max_tries,
         clear_number=getattr(dag_run, "clear_number", 0) or 0,
         dag_run_start=_micros(dag_run.start_date),
+        run_after=_micros(getattr(dag_run, "run_after", None)),
     )
     airflow = {
         "dag_id": ti.dag_id,

@@ -57,6 +57,7 @@ class TryFacts:
     :param max_tries: changes with a clear of the task, and only then
     :param clear_number: of the DAG run: every clear in it raises it
     :param dag_run_start: when the DAG run started, in microseconds UTC; later after a clear or a re-creation
+    :param run_after: from when on the DAG run was due, in microseconds UTC: the same for all its life; 0 = unknown
     """
 
     ti_id: UUID
@@ -64,6 +65,7 @@ class TryFacts:
     max_tries: int
     clear_number: int
     dag_run_start: int
+    run_after: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a ``host_try`` event."""
@@ -73,11 +75,16 @@ class TryFacts:
             "max_tries": self.max_tries,
             "clear_number": self.clear_number,
             "dag_run_start": self.dag_run_start,
+            "run_after": self.run_after,
         }
 
 
 def kind_of(last: Mapping[str, Any] | None, now: TryFacts) -> Kind:
-    """Say what a try is, seen from the last one that the host run recorded."""
+    """Say what a try is, seen from the last one that the host run recorded.
+
+    One case looks like a clear: a DAG run that was deleted and made again with an equal ``run_after``, as backfills do, whose
+    task died before it wrote anything and was then cleared.
+    """
     if last is None:
         return "first"
     before = UUID(last["ti_id"])
@@ -86,7 +93,9 @@ def kind_of(last: Mapping[str, Any] | None, now: TryFacts) -> Kind:
     if now.ti_id < before:
         return "stale"
     later_start = now.dag_run_start > last["dag_run_start"]
-    if (later_start and now.clear_number <= last["clear_number"]) or now.try_number <= last["try_number"]:
+    is_other_run = last.get("run_after", now.run_after) != now.run_after
+    was_not_cleared = later_start and now.clear_number <= last["clear_number"]
+    if is_other_run or was_not_cleared or now.try_number <= last["try_number"]:
         return "recreated"
     return "retry" if now.max_tries == last["max_tries"] else "clear"
 

@@ -61,6 +61,21 @@ def test_kind_follows_from_the_last_try(happens: Callable[[AirflowTask], Airflow
     assert kind_of(before.facts.to_json(), happens(before).facts) == kind
 
 
+def test_a_dag_run_of_another_date_is_another_run_whatever_was_cleared_in_it() -> None:
+    """Triggered anew under the same id, its first try died before it wrote, and then it was cleared."""
+    before = AirflowTask()
+    facts = before.recreate().clear().facts
+    assert kind_of(before.facts.to_json(), facts) == "clear", "all but the date is as after a clear"
+    assert kind_of({**before.facts.to_json(), "run_after": 1}, replace(facts, run_after=2)) == "recreated"
+
+
+def test_a_history_without_dates_is_read_as_before() -> None:
+    """An older release's try had no ``run_after``."""
+    before = AirflowTask()
+    recorded = {name: value for name, value in before.facts.to_json().items() if name != "run_after"}
+    assert kind_of(recorded, replace(before.clear().facts, run_after=2)) == "clear"
+
+
 def test_first_try_has_none_before() -> None:
     assert kind_of(None, AirflowTask().facts) == "first"
 
@@ -400,11 +415,12 @@ def test_places_that_differ(before: Any, after: Any, places: list[str]) -> None:
 
 
 def test_facts_are_written_as_the_event_has_them() -> None:
-    facts = TryFacts(UUID(int=1), 1, 2, 3, 4)
+    facts = TryFacts(UUID(int=1), 1, 2, 3, 4, 5)
     assert facts.to_json() == {
         "ti_id": "00000000-0000-0000-0000-000000000001",
         "try_number": 1,
         "max_tries": 2,
         "clear_number": 3,
         "dag_run_start": 4,
+        "run_after": 5,
     }

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
 from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult, Spawnable
-from airflow_childrun.authoring.steps import as_policy, run_step
+from airflow_childrun.authoring.steps import StepCall, as_policy
 from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder
 from airflow_childrun.errors import InputError
 from airflow_childrun.model.config import Duration, RetryPolicy, RunConfig
@@ -96,14 +96,8 @@ class Io:
             if kwargs
             else encode(list(args), f"the arguments of step {name!r}")
         )
-        policy = as_policy(retry)
-        call = IoCall(
-            name,
-            request,
-            full_key,
-            frozenset(allow_keys),
-            local=lambda waits: run_step(lambda: function(*args, **kwargs), name, full_key, policy, waits),
-        )
+        local = StepCall(function, args, kwargs, name, full_key, as_policy(retry))
+        call = IoCall(name, request, full_key, frozenset(allow_keys), local=local)
         response = self._provider.call(call).response
         result: R = decode(response, hints_of(function).get("return"), f"what step {name!r} returned")
         return result

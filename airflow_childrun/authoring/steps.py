@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_childrun.authoring.encoder import encode
@@ -12,6 +13,25 @@ from airflow_childrun.model.config import Duration, Exponential, RetryPolicy
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1, 60
 MESSAGE_LIMIT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """A step as it is asked for: what an ``IoCall`` calls in place of a transport."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    name: str
+    key: str
+    policy: RetryPolicy
+
+    def __call__(self, waits: Waits) -> Any:
+        """Call the function as often as its policy allows, and return what it returned as JSON.
+
+        :raises IoError: the last failure
+        """
+        return run_step(lambda: self.function(*self.args, **self.kwargs), self.name, self.key, self.policy, waits)
 
 
 def as_policy(retry: int | RetryPolicy) -> RetryPolicy:

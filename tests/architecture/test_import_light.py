@@ -53,6 +53,12 @@ def test_the_pure_layers_load_neither_airflow_nor_sql() -> None:
     assert loaded_by(*modules) == []
 
 
+def test_the_pytest_plugin_loads_nothing_but_pytest() -> None:
+    """Pytest loads it in every project of an environment; the testing of operations itself needs no Airflow either."""
+    assert loaded_by("airflow_childrun.testing.plugin", watched=(*HEAVY, "pydantic", "orjson")) == []
+    assert loaded_by("airflow_childrun.testing.operations") == []
+
+
 def test_the_check_itself_sees_what_is_loaded() -> None:
     """A module that does load SQLAlchemy is reported, so an empty answer above means something."""
     assert loaded_by("sqlalchemy") == ["sqlalchemy"]

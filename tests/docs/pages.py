@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "airflow", "errors", "deviations", "store")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "airflow", "errors", "deviations", "store", "testing")),
 ]
 _BLOCK = re.compile(r"(?:<!-- (?P<quoted>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.DOTALL)
 _COMMAND = re.compile(r"`((?:airflow )?childrun(?: [^`]+)?)`")

@@ -65,5 +65,5 @@ def test_every_example_survives_a_crash_at_every_io(childrun: OperationTester, n
         "ingest": (ingest.ingest, "web", None),
         "report": (company_report.company_report, "acme", None),
     }
-    operation, input, config = given[name]
-    assert childrun.check_reentry(operation, input, config=config).ended >= 6
+    operation, given_input, config = given[name]
+    assert childrun.check_reentry(operation, given_input, config=config).ended >= 6

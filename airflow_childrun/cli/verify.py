@@ -13,6 +13,7 @@ from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.cli.tree import tops_of
 from airflow_childrun.errors import InputError
+from airflow_childrun.runtime.summaries import verify_summaries
 from airflow_childrun.store.api import RunRow, Store
 from airflow_childrun.store.verify import Finding, verify_run
 
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = []
     for row in rows:
         runs, events = runs + 1, events + row.head.seq
-        found = verify_run(store, row.run_id)
+        found = verify_run(store, row.run_id) or verify_summaries(store, row)
         findings += found
         if arguments.output:
             for each in found:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from hashlib import sha256
+from typing import Any, Protocol
 
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.events import FACT_FAILED, DomainEvent
@@ -36,6 +38,11 @@ class Fact:
         """Whether it is the recorded end of a child that did not complete."""
         return self.meta.get("status") in {"Failed", "Cancelled"}
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether it is an answer that nothing makes the run forget."""
+        return self.error is None and not self.is_unhappy_await
+
 
 def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | None:
     """Read a ``fact_recorded`` or ``fact_failed`` event; None if its payload has another shape (V1 skips those)."""
@@ -56,18 +63,76 @@ def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | No
     return Fact(at, payload["key"], payload_id, error, meta.get("request_digest"), state_id, supersedes, meta)
 
 
+_MARK = 6
+"""Bytes that stand for a fact's key in a list of keys."""
+
+
+def _mark(key: str) -> bytes:
+    return sha256(key.encode()).digest()[:_MARK]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKeys:
+    """Which keys have facts: lists of marks, each sorted and some times as long as the next one.
+
+    A key whose mark is in none of them has no fact. Many lists rather than one: what is added to a long history is short.
+    """
+
+    lists: tuple[bytes, ...] = ()
+
+    def may_have(self, key: str) -> bool:
+        """Whether there may be a fact under a key; False is certain."""
+        mark = _mark(key)
+        return any(_holds(marks, mark) for marks in self.lists)
+
+    def plus(self, keys: Iterable[str]) -> KnownKeys:
+        """Return these keys and more; lists of like length become one."""
+        lists = [*self.lists, b"".join(sorted({_mark(key) for key in keys}))]
+        while len(lists) > 1 and len(lists[-2]) <= 2 * len(lists[-1]):
+            last = lists.pop()
+            lists[-1] = b"".join(sorted(_split(lists[-1]) | _split(last)))
+        return KnownKeys(tuple(marks for marks in lists if marks))
+
+
+def _split(marks: bytes) -> set[bytes]:
+    return {marks[at : at + _MARK] for at in range(0, len(marks), _MARK)}
+
+
+def _holds(marks: bytes, mark: bytes) -> bool:
+    count = len(marks) // _MARK
+    at = _MARK * bisect_left(range(count), mark, key=lambda index: marks[_MARK * index : _MARK * (index + 1)])
+    return marks[at : at + _MARK] == mark
+
+
+class EarlierFacts(Protocol):
+    """The facts behind a recorded summary: those that nothing can forget, alone under their keys; read when asked for."""
+
+    def known_keys(self) -> KnownKeys:
+        """Return their keys, and those of facts that are in the summary."""
+
+    def under(self, key: str) -> list[Fact]:
+        """Return the facts under a key that has none in the summary."""
+
+
 @dataclass
 class FactIndex:
-    """All facts of a run and of the runs it continues, and from where on errors and awaits are forgotten."""
+    """All facts of a run and of the runs it continues, and from where on errors and awaits are forgotten.
+
+    :param earlier: where the facts are that were not taken in; all were, if there is none
+    """
 
     _by_key: dict[str, list[Fact]] = field(default_factory=dict)
     _failures: list[tuple[Position, str]] = field(default_factory=list)
     _continued: list[Position] = field(default_factory=list)
     _until: Position | None = None
+    earlier: EarlierFacts | None = None
+    _sealed: KnownKeys | None = None
+    _added: list[str] = field(default_factory=list)
 
     def add(self, fact: Fact) -> None:
         """Take a fact in."""
-        self._by_key.setdefault(fact.key, []).append(fact)
+        self._under(fact.key).append(fact)
+        self._added.append(fact.key)
 
     def forget_errors_of(self, state_id: str, before: Position) -> None:
         """Forget what a state recorded about failures before a position."""
@@ -79,7 +144,7 @@ class FactIndex:
 
     def as_of(self, at: Position) -> FactIndex:
         """Return the facts as they stood when the event at a position was written."""
-        return FactIndex(self._by_key, self._failures, self._continued, at)
+        return FactIndex(self._by_key, self._failures, self._continued, at, self.earlier)
 
     def find(self, key: str) -> Fact | None:
         """Return the newest fact under a key, unless it is forgotten."""
@@ -87,8 +152,8 @@ class FactIndex:
         return None if fact is None or self._is_forgotten(fact) else fact
 
     def has_forgotten(self, key: str) -> bool:
-        """Whether the newest fact under a key is forgotten."""
-        fact = self._newest(key)
+        """Whether the newest fact under a key is forgotten; what was not taken in is not."""
+        fact = self._newest(key) if key in self._by_key else None
         return fact is not None and self._is_forgotten(fact)
 
     def next_supersession(self, key: str) -> int:
@@ -109,17 +174,46 @@ class FactIndex:
             for other in facts
         )
 
-    def all(self) -> Iterable[Fact]:
-        """Return every fact, forgotten or not, grouped by key."""
-        for facts in self._by_key.values():
-            yield from facts
+    def all_keys(self) -> Iterable[str]:
+        """Return the keys of all facts that were taken in."""
+        return self._by_key.keys()
 
-    def is_forgotten(self, fact: Fact) -> bool:
-        """Whether a fact no longer counts."""
-        return self._is_forgotten(fact)
+    def known_keys(self) -> tuple[KnownKeys, KnownKeys]:
+        """Return the keys that a summary has recorded, and all keys."""
+        recorded = self._sealed or (self.earlier.known_keys() if self.earlier else KnownKeys())
+        return recorded, recorded.plus(self._added) if self._added else recorded
+
+    def seal(self, keys: KnownKeys) -> None:
+        """Learn that all keys up to here are recorded."""
+        self._sealed, self._added = keys, []
+
+    def unsteady(self) -> list[Fact]:
+        """Return, in order, the facts under keys where one is an error, an unhappy await, or was replaced."""
+        groups = self._by_key.values()
+        found = [facts for facts in groups if len(facts) > 1 or any(not fact.is_steady for fact in facts)]
+        return sorted((fact for facts in found for fact in facts), key=lambda fact: fact.at)
+
+    def forgotten_from(self) -> tuple[Sequence[tuple[Position, str]], Sequence[Position]]:
+        """Return from where on errors of which state, and unhappy awaits, are forgotten."""
+        return self._failures, self._continued
+
+    def take_in(self, facts: Iterable[Fact]) -> None:
+        """Take in facts whose keys a summary has recorded."""
+        for fact in facts:
+            self._by_key.setdefault(fact.key, []).append(fact)
+
+    def until(self, key: str, at: Position) -> list[Fact]:
+        """Return the facts under a key up to a position, forgotten or not."""
+        return [fact for fact in self._under(key) if fact.at <= at]
+
+    def _under(self, key: str) -> list[Fact]:
+        facts = self._by_key.get(key)
+        if facts is None:
+            facts = self._by_key[key] = self.earlier.under(key) if self.earlier else []
+        return facts
 
     def _newest(self, key: str) -> Fact | None:
-        facts = self._by_key.get(key, ())
+        facts = self._under(key) if self.earlier else self._by_key.get(key, ())
         return next((fact for fact in reversed(facts) if self._until is None or fact.at <= self._until), None)
 
     def _is_forgotten(self, fact: Fact) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from airflow_childrun.model.events import (
     HOST_TRY,
     INBOX_CONSUMED,
     WAIT_OPENED,
+    Continues,
     DomainEvent,
     Event,
     RunCompleted,
@@ -24,6 +25,7 @@ from airflow_childrun.model.events import (
     StateCompleted,
     StateEntered,
     StateFailed,
+    Summary,
 )
 
 
@@ -88,6 +90,10 @@ class RunHistory:
     :param recoveries: processes that died over this run since it last moved
     :param linked: keys of the facts whose linkage event is there: a V1 crash could lose it
     :param has_cleaned_up: whether its ``on_cancel`` was entered: what it undid, no other run may go on from
+    :param turns: where an attempt began (with its state) or ended (None)
+    :param ancestors: the runs that it continues, first to last
+    :param has_v1: whether the original engine wrote some of it
+    :param summary: the newest that this run's stream recorded
     """
 
     run_id: UUID
@@ -113,7 +119,11 @@ class RunHistory:
     end_request: dict[str, Any] | None = None
     has_cleaned_up: bool = False
     host_tries: list[dict[str, Any]] = field(default_factory=list)
-    _last_fact_key: str | None = None
+    last_fact_key: str | None = None
+    turns: list[tuple[Position, str | None]] = field(default_factory=list)
+    ancestors: list[Continues] = field(default_factory=list)
+    has_v1: bool = False
+    summary: Summary | None = None
 
     @property
     def start(self) -> RunStarted:
@@ -156,6 +166,9 @@ class RunHistory:
 
     def _on_started(self, event: RunStarted) -> None:
         self.started = event
+        self.has_v1 |= event.engine is None
+        if event.continues is not None:
+            self.ancestors.append(event.continues)
         self.checkpoint_id = event.initial_snapshot_id
 
     def _on_entered(self, event: StateEntered) -> None:
@@ -172,6 +185,7 @@ class RunHistory:
         # The owner consumes a request to end by ending the run: nothing but the clean-up is entered behind it.
         self.has_cleaned_up = self.has_cleaned_up or self.end_request is not None
         self.open_attempt = Attempt(event.state_id, event.attempt, event.base_snapshot_id, self._here)
+        self.turns.append((self._here, event.state_id))
         self.last_attempt[event.state_id] = event.attempt
         self.last_entered = event.state_id
         self.is_waiting = False
@@ -183,6 +197,7 @@ class RunHistory:
         )
         self.checkpoint_id = event.context_snapshot_id
         self.recoveries = 0
+        self.summary = event.summary or self.summary
 
     def _on_failed(self, event: StateFailed) -> None:
         attempt = self._close(event.state_id)
@@ -240,12 +255,12 @@ class RunHistory:
             refusal.info = replace(refusal.info, details={**refusal.info.details, "key": fact.key})
             raise refusal
         self.facts.add(fact)
-        self._last_fact_key = fact.key
+        self.last_fact_key = fact.key
         self.recoveries = 0
 
     def _on_linked(self, payload: dict[str, Any]) -> str | None:
         """Return the key of the fact that a linkage event belongs to: the one before it, if it names none."""
-        key: str | None = payload.get("fact_key", self._last_fact_key)
+        key: str | None = payload.get("fact_key", self.last_fact_key)
         if key is not None:
             self.linked.add(key)
         return key
@@ -269,6 +284,7 @@ class RunHistory:
         if attempt.state_id != state_id:
             raise self._refuse("invalid_attempt_envelopes", f"{state_id} ended while {attempt.state_id} was open")
         self.open_attempt = None
+        self.turns.append((self._here, None))
         self.is_waiting = False
         return attempt
 
@@ -292,6 +308,9 @@ class RunHistory:
 Stream = tuple[UUID, Sequence[tuple[int, Event]]]
 """A run's id and its numbered events."""
 
+Watch = Callable[["RunHistory", Event], None]
+"""Sees what the events so far mean, and the next one, before that is taken in."""
+
 
 def fold(run_id: UUID, events: Iterable[tuple[int, Event]]) -> RunHistory:
     """Fold the events of a run that continues no other.
@@ -301,15 +320,19 @@ def fold(run_id: UUID, events: Iterable[tuple[int, Event]]) -> RunHistory:
     return fold_chain([(run_id, list(events))])
 
 
-def fold_chain(streams: Sequence[Stream]) -> RunHistory:
+def fold_chain(streams: Sequence[Stream], begun: RunHistory | None = None, watch: Watch | None = None) -> RunHistory:
     """Fold a chain of generations, first to last, each cut where the next one continues it.
 
+    :param begun: what the first stream's earlier events mean; without it, that stream is whole
     :raises InvalidHistoryError: if no engine can have written them
     """
-    history: RunHistory | None = None
-    for run_id, events in streams:
-        history = RunHistory(run_id, run_id) if history is None else _continued(history, run_id)
+    history = begun
+    for number, (run_id, events) in enumerate(streams):
+        if number or history is None:
+            history = RunHistory(run_id, run_id) if history is None else _continued(history, run_id)
         for seq, event in events:
+            if watch is not None:
+                watch(history, event)
             history.apply(seq, event)
     if history is None or history.started is None:
         run_id = streams[-1][0]
@@ -338,4 +361,7 @@ def _continued(before: RunHistory, run_id: UUID) -> RunHistory:
         children=list(before.children),
         linked=set(before.linked),
         last_entered=before.last_entered,
+        turns=list(before.turns),
+        ancestors=list(before.ancestors),
+        has_v1=before.has_v1,
     )

@@ -98,14 +98,25 @@ class StateEntered(Wire):
     base_snapshot_id: str
 
 
+class Summary(Wire):
+    """Where it is recorded what the events before event ``seq`` mean: that event's own summary, the artifact ``id``."""
+
+    seq: int
+    id: str
+
+
 class StateCompleted(Wire):
-    """The attempt succeeded: the snapshot is the run's new checkpoint."""
+    """The attempt succeeded: the snapshot is the run's new checkpoint.
+
+    :param summary: the newest one of this run's stream, this event's own or an earlier one's; absent in short histories
+    """
 
     tag: ClassVar[str] = "StateCompleted"
-    _added = frozenset({"skipped"})
+    _added = frozenset({"skipped", "summary"})
     state_id: StateIdField
     context_snapshot_id: str
     skipped: bool = False
+    summary: Summary | None = None
 
 
 class Failure(Wire):

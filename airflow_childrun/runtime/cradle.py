@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from airflow_childrun.runtime.scheduler import Scheduler
-from airflow_childrun.store.api import Artifact, Commit, Committed, RunRow, RunStep, Store, StoredEvent
+from airflow_childrun.store.api import Artifact, Commit, Committed, FactEntry, RunRow, RunStep, Store, StoredEvent
 from airflow_childrun.store.decision import created_row
 
 MOST = 4000
@@ -40,6 +40,14 @@ class Newborn:
         known = {id_: self._artifacts[id_] for id_ in wanted if id_ in self._artifacts}
         rest = [id_ for id_ in wanted if id_ not in known]
         return known | self._store.get_artifacts(root_run_id, rest) if rest else known
+
+    def get_facts(self, run_id: UUID, key_digests: Iterable[str] | None = None) -> list[FactEntry]:
+        """Return what the store has: a newborn has no facts."""
+        return self._store.get_facts(run_id, key_digests)
+
+    def find_run(self, run_id: UUID) -> RunRow | None:
+        """Return what the store has: others may have moved it."""
+        return self._store.find_run(run_id)
 
 
 class Cradle:

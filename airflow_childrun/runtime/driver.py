@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from airflow_childrun.engine import attempt as attempts
@@ -13,23 +13,26 @@ from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.inbox import EndRequest
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import SNAPSHOT
-from airflow_childrun.errors import DeadlineInterrupt
+from airflow_childrun.engine.summary import summarised
+from airflow_childrun.errors import ChildRunError, DeadlineInterrupt, StoreInterrupt
 from airflow_childrun.model.config import RunConfig
-from airflow_childrun.model.events import StateEntered
+from airflow_childrun.model.events import StateCompleted, StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
 from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
+from airflow_childrun.runtime.earlier import Reads
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
-from airflow_childrun.runtime.histories import Reads, check_drift, load_run, read_manifest
+from airflow_childrun.runtime.histories import Shortcut, check_drift, load_run, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
 from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.waiting import with_jitter
-from airflow_childrun.store.api import RunRow, TakeLease
+from airflow_childrun.store.api import Artifact, RunRow, TakeLease
 from airflow_childrun.transports.registry import LiveIoEnv
 
 Ending = Literal["ended", "foreign", "stopped"]
+T = TypeVar("T")
 
 
 class RunDriver:
@@ -57,7 +60,8 @@ class RunDriver:
         session_id = house.patience.attempt(house.keeper.session_id)
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
-        history = house.patience.attempt(lambda: load_run(self._reads, row))
+        shortcut = Shortcut(house.limits.summary_after, self._patiently)
+        history = house.patience.attempt(lambda: load_run(self._reads, row, shortcut))
         if history.finished is not None:
             # It ended after its row was read: whoever took the lease now would move a terminal run.
             return "ended"
@@ -155,7 +159,7 @@ class RunDriver:
         base = read_snapshot(self._read_snapshot(journal, entered.base_snapshot_id))
         journal.stage([entered])
         if attempts.is_skipped(node, config):
-            journal.stage([attempts.completed(node, entered.base_snapshot_id, skipped=True)])
+            self._complete(journal, attempts.completed(node, entered.base_snapshot_id, skipped=True))
             return None
         journal.flush()
         outcome = self._attempt(journal, node, entered, base, config)
@@ -164,10 +168,22 @@ class RunDriver:
         if isinstance(outcome, attempts.Success):
             snapshot = journal.artifact(SNAPSHOT, outcome.snapshot)
             self._snapshot = (snapshot.id, snapshot.body)
-            journal.stage([attempts.completed(node, snapshot.id)], [snapshot])
+            self._complete(journal, attempts.completed(node, snapshot.id), snapshot)
         else:
             self._fail(journal, node, entered, config, outcome)
         return None
+
+    def _complete(self, journal: RunJournal, event: StateCompleted, *artifacts: Artifact) -> None:
+        """Close the attempt; behind a long stretch of events, with a summary of all before."""
+        event, summary = summarised(journal.history, event, self._house.limits.summary_after)
+        journal.stage([event], [*artifacts, *(journal.artifact(kind, body) for kind, body in summary)])
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Read for a handler: no error of the store may look like one of the world."""
+        try:
+            return self._house.patience.attempt(work)
+        except ChildRunError as error:
+            raise StoreInterrupt(str(error), error) from error
 
     def _fail(
         self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig, outcome: attempts.Failed

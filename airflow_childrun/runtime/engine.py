@@ -13,7 +13,7 @@ from airflow_childrun.engine.replay import Replayer
 from airflow_childrun.errors import ConcurrencyError, IoError, NotFoundError, OtherRunError, StoreInterrupt
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.runtime.ends import check_ends
-from airflow_childrun.runtime.histories import load_run, read_manifest
+from airflow_childrun.runtime.histories import load_whole_run, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import Commit, Conflict, RunRow
@@ -90,7 +90,7 @@ class ExecutionEngine:
         row = house.find_run(run_id)
         if row is None:
             raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
-        history = load_run(house.store, row)
+        history = load_whole_run(house.store, row)
         manifest = read_manifest(house.store, row.root_run_id, history.start)
         plan = house.resolver.resolve(manifest)
         identity = RunIdentity(run_id, history.chain_id, row.root_run_id, row.depth, history.start.airflow)

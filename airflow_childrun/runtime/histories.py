@@ -2,75 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
-from airflow_childrun.engine.history import RunHistory, Stream, fold_chain
+from airflow_childrun.engine.history import RunHistory, Stream, Watch, fold_chain
 from airflow_childrun.engine.prepare import PlanResolver
 from airflow_childrun.errors import CorruptionError, InvalidHistoryError, InvalidPlanError, NotFoundError
 from airflow_childrun.model.events import Continues, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan, plan_differences
+from airflow_childrun.runtime.earlier import Going, Patiently, Reads, continued_run_changed, from_summary
 from airflow_childrun.store.api import RunRow, Store, StoredEvent
 from airflow_childrun.store.chain import check_chain
 from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.projection import check_row
 
 
-class Reads(Protocol):
-    """The part of a store that tells a run's history."""
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """How to go on from a summary instead of reading everything.
 
-    def read_events(
-        self, run_id: UUID, from_seq: int = 1, to_seq: int | None = None, limit: int | None = None
-    ) -> list[StoredEvent]:
-        """Return events, ascending."""
+    :param after: no summary is looked for before so many events: reading them is quicker
+    :param patiently: how facts behind the summary are looked up later
+    """
 
-    def get_artifacts(self, root_run_id: UUID, ids: Iterable[str]) -> dict[str, bytes]:
-        """Return the bodies of those artifacts that exist."""
+    after: int
+    patiently: Patiently
 
 
-def load_run(store: Reads, row: RunRow) -> RunHistory:
-    """Read and fold a run's chain, and refuse a row that does not follow from it.
+def load_run(store: Reads, row: RunRow, shortcut: Shortcut) -> RunHistory:
+    """Fold a run's chain, from its newest summary on if it has one, and refuse a row that does not follow from it.
 
     :raises CorruptionError: code ``run_row_mismatch``, or as :func:`load_history`
     """
-    return _load(store, row.run_id, row)
+    return _load(store, row.run_id, row, shortcut)
 
 
-def load_history(store: Reads, run_id: UUID) -> RunHistory:
-    """Read and fold a run's chain.
+def load_whole_run(store: Reads, row: RunRow) -> RunHistory:
+    """Read and fold a run's chain from its first event on, and refuse a row that does not follow from it.
 
+    :raises CorruptionError: code ``run_row_mismatch``, or as :func:`load_history`
+    """
+    return _load(store, row.run_id, row, None)
+
+
+def load_history(store: Reads, run_id: UUID, watch: Watch | None = None) -> RunHistory:
+    """Read and fold a run's chain from its first event on.
+
+    :param watch: sees every event before it is taken in
     :raises NotFoundError: code ``run_not_found``
     :raises InvalidHistoryError: if the events are none that an engine writes
     :raises CorruptionError: if an event is not what was written, or a continued run not what it was when it was continued
     """
-    return _load(store, run_id, None)
+    return _load(store, run_id, None, None, watch)
 
 
-def _load(store: Reads, run_id: UUID, row: RunRow | None) -> RunHistory:
+def _load(
+    store: Reads, run_id: UUID, row: RunRow | None, shortcut: Shortcut | None, watch: Watch | None = None
+) -> RunHistory:
+    """Fold a chain of generations.
+
+    :param row: of the run, to be checked
+    :param shortcut: None: read everything
+    """
     streams: list[Stream] = []
     continues: Continues | None = None
     current: UUID | None = run_id
-    while current is not None:
-        stored = store.read_events(current, to_seq=continues.seq if continues else None)
-        if not stored and row is None:
-            raise NotFoundError(f"there is no run {current}; see `childrun runs list`", code="run_not_found")
+    begun: RunHistory | None = None
+    while current is not None and begun is None:
+        going = _from_summary(store, current, row, continues, shortcut)
+        if going is None:
+            stored = store.read_events(current, to_seq=continues.seq if continues else None)
+            if not stored and row is None:
+                raise NotFoundError(f"there is no run {current}; see `childrun runs list`", code="run_not_found")
+        else:
+            stored = [going.tail[-1][0]]
         if continues is not None and (stored[-1].seq, stored[-1].hash) != (continues.seq, continues.hash):
-            raise CorruptionError(
-                f"run {current} is not what it was when {streams[-1][0]} continued it; run `childrun verify {current}`",
-                code="continued_run_changed",
-            )
-        check_stream(current, stored)
-        typed = [event for _, event in decode_events(stored)]
+            raise continued_run_changed(current, streams[-1][0])
+        if going is None:
+            check_stream(current, stored)
+            events = decode_events(stored)
+        else:
+            begun, events = going.history, [going.first, *going.tail]
         if row is not None:
-            check_row(row, stored, typed)
-        streams.append((current, [(one.seq, event) for one, event in zip(stored, typed, strict=True)]))
-        row, first = None, typed[0]
+            check_row(row, [one for one, _ in events], [event for _, event in events])
+        tail = events if going is None else going.tail
+        streams.append((current, [(one.seq, event) for one, event in tail]))
+        row, first = None, events[0][1]
         continues = first.continues if isinstance(first, RunStarted) else None
         current = UUID(continues.run_id) if continues else None
-    return fold_chain(streams[::-1])
+    return fold_chain(streams[::-1], begun, watch)
+
+
+def _from_summary(
+    store: Reads, run_id: UUID, row: RunRow | None, continues: Continues | None, shortcut: Shortcut | None
+) -> Going | None:
+    """Return where to go on from, if anything is to be left out at all."""
+    if shortcut is None or (continues is not None and continues.seq < shortcut.after):
+        return None
+    known = row or store.find_run(run_id)
+    if known is None or known.checkpoint_seq < shortcut.after:
+        return None
+    to_seq = continues.seq if continues else None
+    if to_seq is not None and known.checkpoint_seq > to_seq:
+        return None
+    return from_summary(store, known, to_seq, lambda: load_history(store, run_id), shortcut.patiently)
 
 
 def check_stream(run_id: UUID, stored: Sequence[StoredEvent]) -> None:

@@ -37,6 +37,8 @@ class Limits:
     :param session_ttl_s: after how long without a sign of life others may take over
     :param poll_s: how often a run that another process drives is looked at
     :param inbox_poll_s: how often the inboxes of driven runs are looked at; every commit of a run tells, too
+    :param summary_after: after how many events a checkpoint records what all before it mean, so that whoever goes on from
+        there need not read them
     """
 
     max_concurrency: int = 16
@@ -45,6 +47,7 @@ class Limits:
     session_ttl_s: float = 30.0
     poll_s: float = 0.5
     inbox_poll_s: float = 2.0
+    summary_after: int = 256
 
 
 class Observer(Protocol):

@@ -13,7 +13,7 @@ from airflow_childrun.engine.ports import NO_EXTRAS, Extras
 from airflow_childrun.errors import Abandoned, Interrupt, LeaseLost, NotFoundError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import Event
 from airflow_childrun.runtime.committer import Committer
-from airflow_childrun.runtime.histories import Reads
+from airflow_childrun.runtime.earlier import Reads
 from airflow_childrun.runtime.patience import Patience
 from airflow_childrun.store.api import (
     Artifact,

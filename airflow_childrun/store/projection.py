@@ -84,13 +84,15 @@ def _code(info: Any) -> str | None:
 def check_row(row: RunRow, events: Sequence[StoredEvent], typed: Sequence[Event]) -> None:
     """Refuse a row that does not follow from the run's events, read after the row.
 
+    :param events: all of them, or the first one and those from a ``StateCompleted`` on
     :param typed: the same events, decoded
     :raises CorruptionError: code ``run_row_mismatch``, naming run, event and column
     """
     head = row.head
-    if not 1 <= head.seq <= len(events) or events[head.seq - 1].hash != head.hash:
+    at = head.seq - 1 if not events or head.seq == 1 else len(events) - 1 - (events[-1].seq - head.seq)
+    if not 0 <= at < len(events) or (events[at].seq, events[at].hash) != (head.seq, head.hash):
         raise _row_mismatch(row, "the last event that it tells of is not there")
-    if head.seq < len(events):
+    if at < len(events) - 1:
         return  # somebody went on since the row was read
     actual = columns_of(row)
     wrong = [name for name, value in rebuild(events, typed).items() if actual[name] != value]
@@ -130,6 +132,8 @@ def check_end(row: RunRow, ends: Sequence[StoredEvent]) -> None:
 def rebuild(events: Sequence[StoredEvent], decoded: Sequence[Event] | None = None) -> dict[str, Any]:
     """Return what the columns of the row must be, by name, for the whole stream of a run.
 
+    Without the events between the first one and a ``StateCompleted`` it says the same.
+
     The lease, the inbox, ``op_version`` of a V1 stream and where in Airflow a run stands are not in it: no event, or
     not every event, tells them. ``checkpoint_at`` and the like come as the columns that they move.
 
@@ -142,10 +146,13 @@ def rebuild(events: Sequence[StoredEvent], decoded: Sequence[Event] | None = Non
         raise CorruptionError("a run's stream does not begin with RunStarted", code="stream_broken")
     moves = moves_of(typed)
     mark = events[moves.checkpoint_at or 0]
+    # Where events are left out, a state completes next: it was entered.
+    is_cut = len(events) > 1 and events[1].seq > events[0].seq + 1
+    status = "Running" if is_cut and moves.status == "Pending" else moves.status
     ends = [event.recorded_at for event, what in zip(events, typed, strict=True) if isinstance(what, RunCompleted)]
     return {
         **_origin(events[0].run_id, first),
-        "status": moves.status or "Pending",
+        "status": status or "Pending",
         "head_seq": events[-1].seq,
         "head_hash": events[-1].hash,
         "checkpoint_seq": mark.seq,

@@ -41,6 +41,7 @@ FindingCode = Literal[
     "facts_mismatch",
     "row_mismatch",
     "child_mismatch",
+    "summary_mismatch",
 ]
 
 _PAGE = 500
@@ -326,6 +327,8 @@ def _references(event: Event) -> Iterator[str]:
     found: list[Any] = [getattr(event, name) for name in _REFERENCES[type(event)]]
     if isinstance(event, DomainEvent) and isinstance(event.payload, Mapping):
         found.append(event.payload.get(_PAYLOAD_REFERENCES.get(event.name, "")))
+    if isinstance(event, StateCompleted) and event.summary is not None:
+        found.append(event.summary.id)
     for artifact_id in found:
         if isinstance(artifact_id, str):
             yield artifact_id

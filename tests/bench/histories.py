@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from airflow_childrun.authoring.operation import Operation
-from airflow_childrun.canonical import canonical_json_bytes
+from airflow_childrun.canonical import artifact_id, canonical_json_bytes
+from airflow_childrun.engine.summary import summarised
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, StateCompleted, StateEntered
 from airflow_childrun.model.manifest import build_manifest
@@ -16,7 +17,7 @@ from airflow_childrun.runtime.histories import load_history
 from airflow_childrun.store.api import Artifact, Commit, Committed, RunStep, Store
 from airflow_childrun.store.codec import encode_event
 from airflow_childrun.store.projection import moves_of
-from tests.bench.operations import open_engine
+from tests.bench.operations import number, open_engine
 from tests.bench.work import Measured
 
 CHUNK = 1000
@@ -31,9 +32,9 @@ def first(io: Any) -> int:
 
 
 @two_states.state
-def second(first: int) -> int:
-    """Be the state that is resumed."""
-    return first
+def second(io: Any, first: int) -> int:
+    """Be the state that is resumed, and records something."""
+    return first + int(io.step(number, 1))
 
 
 def long_run(engine: ExecutionEngine, facts: int) -> UUID:
@@ -58,7 +59,11 @@ def long_run(engine: ExecutionEngine, facts: int) -> UUID:
     for start in range(0, facts, CHUNK):
         events = [_fact(index, payload.id) for index in range(start, min(start + CHUNK, facts))]
         head = _append(house.store, run_id, head, events)
-    _append(house.store, run_id, head, [StateCompleted(state_id=name, context_snapshot_id=snapshot.id)])
+    # The checkpoint as the runtime writes it.
+    completed = StateCompleted(state_id=name, context_snapshot_id=snapshot.id)
+    closing, kinds = summarised(load_history(house.store, run_id), completed, house.limits.summary_after)
+    summary = [Artifact(run_id, artifact_id(body), kind, body) for kind, body in kinds]
+    _append(house.store, run_id, head, [closing], *summary)
     return run_id
 
 

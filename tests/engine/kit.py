@@ -321,7 +321,7 @@ class Lab:
             shelf or self.shelf,
             policy or self.policy,
             registry,
-            limits=Limits(**{"poll_s": 0.01, **limits}),
+            limits=Limits(**{"poll_s": 0.01, "summary_after": 1, **limits}),
             owner=Owner(owner, owner, len(self.processes) + 1),
             scheduler=MortalScheduler(),
             clock=clock or self.clock,

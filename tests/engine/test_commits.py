@@ -30,7 +30,7 @@ def words_of(body: bytes) -> str:
 def test_completion_snapshot_and_next_entry_are_one_commit(lab: Lab):
     """A run of two states takes three commits beside its creation: enter, move on, end."""
     lab.put("op", lambda s: s.write("a", 1), lambda s: s.write("b", 2))
-    process = lab.process()
+    process = lab.process(summary_after=256)
     run_id = process.start("op").run_id
     assert shapes(process.gate.commits) == [
         ["RunStarted"],

@@ -15,6 +15,7 @@ from airflow_childrun.model.manifest import build_manifest
 from airflow_childrun.runtime.closing import cancel_run
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import Limits
+from airflow_childrun.runtime.summaries import verify_summaries
 from airflow_childrun.store.api import RunFilter, RunRow
 from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.verify import verify_tree
@@ -56,6 +57,7 @@ class Simulation:
             session_ttl_s=30.0,
             poll_s=7.0,
             inbox_poll_s=9.0,
+            summary_after=Random(-1 - self.seed).choice([1, 1, 6, 256]),
         )
         store = MemoryStore(StoreClock(self.baton))
         self.setting = Setting(self.baton, store, self._faults(), limits, [], skewed=not self.calm)
@@ -207,6 +209,8 @@ class Simulation:
         for root in self.setting.roots:
             findings = verify_tree(store, root)
             assert not findings, findings[0]
+        for row in rows:
+            assert not verify_summaries(store, row), row.run_id
         slots = Counter((row.slot_id, row.generation) for row in rows)
         assert max(slots.values()) == 1
         self._check_calls()

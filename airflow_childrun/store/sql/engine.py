@@ -115,7 +115,10 @@ class Database:
 
     def _run(self, work: Callable[[Connection], T], options: Any, *, commit: bool = False) -> T:
         with translated(self.dialect, self.place), self.engine().connect() as connection:
-            result = work(connection.execution_options(**options))
+            connection.execution_options(**options)
+            if commit:
+                self.dialect.bound(connection)
+            result = work(connection)
             if commit and connection.in_transaction():
                 self.dialect.commit(connection)
             return result

@@ -68,14 +68,20 @@ class StoreDialect:
             cursor.execute(text, parameters)
             rows: list[Row] = cursor.fetchall()
         except Exception as error:
-            if self.fault(error) == "unavailable":
-                # SQLAlchemy would do so: what else the pool holds is as old.
-                connection.invalidate()
-                connection.engine.dispose()
+            self.give_up(connection, error)
             raise
         finally:
             cursor.close()
         return rows
+
+    def give_up(self, connection: Connection, error: BaseException) -> None:
+        """Let a connection go that the driver itself reported as lost, or that nobody knows the state of."""
+        if not isinstance(error, Exception):
+            connection.invalidate()
+        elif self.fault(error) == "unavailable":
+            # SQLAlchemy would do so: what else the pool holds is as old.
+            connection.invalidate()
+            connection.engine.dispose()
 
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
         """Execute a statement for some rows."""
@@ -95,6 +101,9 @@ class StoreDialect:
             # SQLAlchemy takes the transaction for ended and would pool the connection with the transaction still open.
             connection.invalidate()
             raise
+
+    def bound(self, connection: Connection) -> None:
+        """Bound what a process that is paused in the transaction which begins now can keep from whoever takes over."""
 
     def take_time(self, connection: Connection) -> None:
         """Let the transaction that has begun last as long as it has to: a large deletion, a migration."""

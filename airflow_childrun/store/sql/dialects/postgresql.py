@@ -12,11 +12,9 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Engine,
     Insert,
     Table,
     cast,
-    event,
     extract,
     func,
     select,
@@ -75,9 +73,23 @@ class PostgresqlDialect(StoreDialect):
             "connect_args": {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
         }
 
-    def prepare(self, engine: Engine) -> None:
-        """Bound what a process that is paused, or cut off without a word, can keep from whoever takes over."""
-        event.listen(engine, "connect", _bound_transactions)
+    def bound(self, connection: Connection) -> None:
+        """Begin a transaction that the server breaks off, in the round trip that the BEGIN costs anyway.
+
+        It is said to each transaction and not to the session: behind a transaction pooler a setting of the session would
+        stay with a server connection that others are given next, and be missing on the one that is given to us.
+        """
+        driver: Any = connection.connection.driver_connection
+        limits = [f"set_config('idle_in_transaction_session_timeout', '{LONGEST_TRANSACTION_S}s', true)"]
+        if driver.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+            # The other one does not count while the server waits in the middle of a pipeline.
+            limits.append(f"set_config('transaction_timeout', '{LONGEST_TRANSACTION_S}s', true)")
+        try:
+            with driver.pipeline():
+                driver.execute(f"SELECT {', '.join(limits)}")
+        except BaseException as error:
+            self.give_up(connection, error)
+            raise
 
     def take_time(self, connection: Connection) -> None:
         """Let a transaction last as long as it has to."""
@@ -161,14 +173,3 @@ def _text(writing: Writing, *, is_single: bool) -> str:
         return f"UPDATE {writing.table} r SET {changes} FROM {rows} v ({columns}) WHERE r.{key} = v.{key}"
     new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
     return f"INSERT INTO {writing.table} ({columns}) SELECT * FROM {rows} v ({columns}){new}"
-
-
-def _bound_transactions(connection: Any, record: object) -> None:  # noqa: ARG001
-    settings = f"SET idle_in_transaction_session_timeout = '{LONGEST_TRANSACTION_S}s'"
-    if connection.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
-        # The other one does not count while the server waits in the middle of a pipeline.
-        settings += f"; SET transaction_timeout = '{LONGEST_TRANSACTION_S}s'"
-    before = connection.autocommit
-    connection.autocommit = True
-    connection.execute(settings)
-    connection.autocommit = before

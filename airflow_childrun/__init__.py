@@ -16,14 +16,24 @@ _HOME_OF = {
     "ChildRunHook": "airflow_childrun.hooks.childrun",
     "SpawnChildRunOperator": "airflow_childrun.operators.childrun",
     "AwaitChildRunOperator": "airflow_childrun.operators.childrun",
+    "childrun_maintenance_dag": "airflow_childrun.operators.maintenance",
 }
 
-__all__ = ["AwaitChildRunOperator", "ChildRunHook", "Operation", "SpawnChildRunOperator", "__version__", "operation"]
+__all__ = [
+    "AwaitChildRunOperator",
+    "ChildRunHook",
+    "Operation",
+    "SpawnChildRunOperator",
+    "__version__",
+    "childrun_maintenance_dag",
+    "operation",
+]
 
 if TYPE_CHECKING:
     from airflow_childrun.authoring.operation import Operation, operation
     from airflow_childrun.hooks.childrun import ChildRunHook
     from airflow_childrun.operators.childrun import AwaitChildRunOperator, SpawnChildRunOperator
+    from airflow_childrun.operators.maintenance import childrun_maintenance_dag
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,11 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
+from airflow.sdk import DAG, BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
 from airflow.sdk.bases.decorator import DecoratedOperator as BaseDecoratedOperator
 from airflow.sdk.bases.decorator import task_decorator_factory
 from airflow.sdk.exceptions import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from airflow.utils.db_manager import BaseDBManager
 
 __all__ = [
+    "DAG",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -58,6 +59,8 @@ __all__ = [
     "dag_run_state",
     "describe_dag",
     "empty_metadata",
+    "existing_dag_runs",
+    "look_at_task",
     "mask_secret",
     "mask_secret_async",
     "metadata_engine",
@@ -66,10 +69,11 @@ __all__ = [
     "read_metadata_connection",
     "registered_secrets",
     "task_decorator_factory",
-    "task_is_active",
     "trigger_dag_run",
     "write_metadata_connection",
 ]
+
+OPEN_DAG_RUN_STATES = ("queued", "running")
 
 
 # ------------------------------------------------------------------------------------------------- in tasks and triggers
@@ -288,18 +292,18 @@ def connection_from_secrets(conn_id: str) -> Any:
     return StoredConnection.get_connection_from_secrets(conn_id)
 
 
-def task_is_active(dag_id: str, dag_run_id: str, task_id: str, map_index: int, last_try: Mapping[str, Any]) -> bool:
-    """Whether a task instance runs, or will by itself: asked of the metadata database, for an administrator's process.
+def look_at_task(dag_id: str, dag_run_id: str, task_id: str, map_index: int) -> tuple[bool, str | None]:
+    """Return whether a DAG run exists and has not ended, and the state of its task instance (``removed``: there is none).
 
-    A later try than ``last_try`` counts as well; a DAG run that is over, or gone, has no active tasks.
+    Asked of the metadata database, for an administrator's process.
     """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
 
     with metadata_session() as session:
         run = session.query(DagRun).filter(DagRun.dag_id == dag_id, DagRun.run_id == dag_run_id).one_or_none()
-        if run is None or str(run.state) in {"success", "failed"}:
-            return False
+        if run is None or str(run.state) not in OPEN_DAG_RUN_STATES:
+            return False, "removed"
         found = (
             session.query(TaskInstance)
             .filter(
@@ -311,10 +315,17 @@ def task_is_active(dag_id: str, dag_run_id: str, task_id: str, map_index: int, l
             .one_or_none()
         )
         if found is None:
-            return False
-        # A later try may be anywhere; the one that is recorded is over once Airflow says so.
-        is_later = str(found.id) != str(last_try.get("ti_id"))
-        return is_later or str(found.state) not in {"success", "failed", "skipped", "upstream_failed", "removed"}
+            return True, "removed"
+        return True, None if found.state is None else str(found.state)
+
+
+def existing_dag_runs(dag_id: str, run_ids: Collection[str]) -> set[str]:
+    """Return those of a DAG's runs that exist: asked of the metadata database, for an administrator's process."""
+    from airflow.models.dagrun import DagRun
+
+    with metadata_session() as session:
+        rows = session.query(DagRun.run_id).filter(DagRun.dag_id == dag_id, DagRun.run_id.in_(list(run_ids))).all()
+        return {str(row[0]) for row in rows}
 
 
 def command_classes() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

@@ -18,7 +18,12 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Durable child runs: spawn thousands from one task, await them, resume what crashed.",
         "versions": [__version__],
         "integrations": [{"integration-name": _NAME, "tags": ["software"]}],
-        "operators": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.operators.childrun"]}],
+        "operators": [
+            {
+                "integration-name": _NAME,
+                "python-modules": ["airflow_childrun.operators.childrun", "airflow_childrun.operators.maintenance"],
+            }
+        ],
         "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.hooks.childrun"]}],
         "hook-class-names": ["airflow_childrun.hooks.childrun.ChildRunHook"],
         "connection-types": [_connection_type()],

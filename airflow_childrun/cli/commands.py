@@ -121,10 +121,11 @@ _CANCEL = Command(
 )
 _PURGE = Command(
     "purge",
-    "Delete trees of runs that are over and old.",
+    "Delete trees of runs that are over and old, or whose DAG run is gone.",
     "airflow_childrun.cli.purge:run",
     (
-        _option("--older-than", required=True, metavar="AGE", help="such as 12h, 30d, 8w: nothing happened since"),
+        _option("--older-than", metavar="AGE", help="such as 12h, 30d, 8w: nothing happened since"),
+        _flag("--orphaned", help="only trees whose DAG run Airflow does not know any more"),
         _flag("--dry-run", help="only say how many"),
         *_STORE,
         _JSON,

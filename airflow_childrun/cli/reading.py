@@ -10,6 +10,7 @@ from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError, InputError, NotFoundError
 from airflow_childrun.model.events import RunStarted
+from airflow_childrun.runtime.overdue import as_read, find_as_read
 from airflow_childrun.store.api import RunFilter, RunRow, Store
 from airflow_childrun.store.codec import decode_event
 
@@ -88,10 +89,10 @@ def find_run(store: Store, text: str) -> RunRow:
         raise InputError(f"{text!r} is no run id and no beginning of one: hexadecimal digits", code="run_id_invalid")
     if len(digits) == _FULL:
         row = store.find_run(UUID(digits))
-        found = [row] if row else []
+        found = as_read(store, [row] if row else [])
     else:
         ends = UUID(digits.ljust(_FULL, "0")), UUID(digits.ljust(_FULL, "f"))
-        found = list(store.find_runs(RunFilter(id_range=ends), limit=_NAMED).rows)
+        found = as_read(store, store.find_runs(RunFilter(id_range=ends), limit=_NAMED).rows)
     if not found:
         raise NotFoundError(f"there is no run {text!r} in this store; `childrun runs list` shows what there is")
     if len(found) > 1:
@@ -103,10 +104,13 @@ def find_run(store: Store, text: str) -> RunRow:
 
 
 def all_runs(store: Store, where: RunFilter | None = None, *, newest_first: bool = False) -> Iterator[RunRow]:
-    """Yield every run, a page at a time, in order of creation or in the reverse order."""
+    """Yield every run, a page at a time, in order of creation or in the reverse order.
+
+    One that is over though nobody has written so reads as Cancelled.
+    """
     cursor = None
     while True:
-        page = store.find_runs(where or RunFilter(), cursor, PAGE, newest_first=newest_first)
+        page = find_as_read(store, where or RunFilter(), cursor, PAGE, newest_first=newest_first)
         yield from page.rows
         cursor = page.cursor
         if cursor is None:
@@ -121,6 +125,11 @@ def newest(rows: Iterable[RunRow]) -> list[RunRow]:
         if known is None or known.generation < row.generation:
             found[row.slot_id] = row
     return list(found.values())
+
+
+def children_of(store: Store, run_id: UUID) -> list[RunRow]:
+    """Return a run's children of every generation, as they are to be shown."""
+    return as_read(store, store.children_of(run_id))
 
 
 def urgency(row: RunRow) -> int:

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
-from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.cli import output
 from airflow_childrun.cli.screen import show, table_with
-from airflow_childrun.cli.target import store_of
-from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.recover import Sweep, TaskState, sweep
-from airflow_childrun.secret_policy import standard
-from airflow_childrun.store.api import AirflowCoordinates
+from airflow_childrun.cli.target import settings_of
+from airflow_childrun.hooks.connection import open_store
+from airflow_childrun.hooks.maintenance import AirflowDatabase, recover
+from airflow_childrun.hooks.settings import DEFAULTS, read_settings
+from airflow_childrun.runtime.recover import Sweep
+from airflow_childrun.secret_policy import standard, strict
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sweep once; exit 1 if runs are left that nobody will go on with by himself."""
-    house = House(store_of(arguments), RegistryResolver(), standard())
-    found = sweep(house, _unknown if arguments.url else look_at_task)
+    place = settings_of(arguments)
+    settings = DEFAULTS if arguments.url else read_settings()
+    policy = strict() if settings.preset == "strict" else standard()
+    airflow = None if arguments.url else AirflowDatabase()
+    found = recover(open_store(place), settings, policy, airflow, place.deployment_id or None)
     if arguments.output:
-        output.write_json(_to_json(found))
+        output.write_json(found.to_json())
     else:
         _print(found)
     return int(bool(found.left))
-
-
-def look_at_task(at: AirflowCoordinates, last_try: Mapping[str, Any]) -> TaskState:
-    """Ask Airflow's metadata database about a task instance: by the id of its last try, then by its place."""
-    from airflow_childrun._airflow import task_is_active
-
-    return "active" if task_is_active(at.dag_id, at.dag_run_id, at.task_id, at.map_index, last_try) else "over"
-
-
-def _unknown(at: AirflowCoordinates, last_try: Mapping[str, Any]) -> TaskState:  # noqa: ARG001 - there is no Airflow
-    return "unknown"
-
-
-def _to_json(found: Sweep) -> dict[str, Any]:
-    return {
-        "ended": [str(run_id) for run_id in found.ended],
-        "in_grace": [str(run_id) for run_id in found.in_grace],
-        "awaited": [str(run_id) for run_id in found.awaited],
-        "left": {str(run_id): why for run_id, why in found.left.items()},
-    }
 
 
 def _print(found: Sweep) -> None:
@@ -53,6 +34,12 @@ def _print(found: Sweep) -> None:
         for run_id, why in found.left.items():
             table.add_row(str(run_id), why)
         show(table, "")
+    if found.unreachable:
+        show(
+            f"operations that this process does not know: {', '.join(sorted(found.unreachable))}. List their modules in "
+            "[childrun] operations_modules, or let the task that spawned them run again",
+            "",
+        )
     show(
         f"{len(found.ended)} ended, {len(found.in_grace)} asked to end and still in their grace, "
         f"{len(found.awaited)} awaited by an active task, {len(found.left)} left"

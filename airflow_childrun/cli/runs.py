@@ -12,7 +12,7 @@ from rich.table import Table
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, moment, newest, seen, span, urgency
+from airflow_childrun.cli.reading import SeenRun, all_runs, children_of, find_run, moment, newest, seen, span, urgency
 from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
 from airflow_childrun.model.events import DomainEvent, Event, RunCompleted, RunStarted, StateFailed
@@ -73,7 +73,7 @@ def show_run(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     row = find_run(store, arguments.run_id)
     (run,) = seen(store, [row])
-    children = newest(store.children_of(row.run_id))
+    children = newest(children_of(store, row.run_id))
     is_task = row.kind == "task_instance"
     snapshot = None if is_task else _snapshot(store, row)
     if arguments.output:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airflow_childrun.cli import output
-from airflow_childrun.cli.reading import SeenRun, all_runs, find_run, newest, seen, span, urgency
+from airflow_childrun.cli.reading import SeenRun, all_runs, children_of, find_run, newest, seen, span, urgency
 from airflow_childrun.cli.runs import COLOURS, summary
 from airflow_childrun.cli.screen import show
 from airflow_childrun.cli.target import store_of
@@ -63,7 +63,7 @@ def _below_root(store: Store, text: str) -> list[RunRow]:
 def walk(store: Store, row: RunRow) -> Iterator[SeenRun]:
     """Yield the run and all below it, parents before children."""
     yield from seen(store, [row])
-    for child in store.children_of(row.run_id):
+    for child in children_of(store, row.run_id):
         yield from walk(store, child)
 
 
@@ -81,7 +81,7 @@ def tree_of(store: Store, row: RunRow, width: int, *, label: Callable[[SeenRun],
 
 
 def _grow(store: Store, tree: Tree, run_id: UUID, width: int, write: Callable[[SeenRun], str]) -> None:
-    slots = newest(store.children_of(run_id))
+    slots = newest(children_of(store, run_id))
     children = sorted(slots, key=urgency)
     chosen = {row.run_id for row in children[: width or None]}
     shown = [row for row in slots if row.run_id in chosen]

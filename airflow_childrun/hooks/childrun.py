@@ -40,6 +40,7 @@ from airflow_childrun.runtime.generations import newest_of
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR, OnClear
 from airflow_childrun.runtime.house import House, Limits
+from airflow_childrun.runtime.overdue import as_read, find_as_read
 from airflow_childrun.secret_policy import SecretPolicy, standard, strict
 from airflow_childrun.store.api import RunFilter, RunPage, RunRow, Store
 from airflow_childrun.store.codec import decode_events
@@ -156,12 +157,14 @@ class ChildRunHook(BaseHook):
             self._task.leave(within_s=LEAVE_WITHIN_S)
 
     def find_run(self, run_id: str | UUID) -> RunRow | None:
-        """Return a run's row, or None.
+        """Return a run's row, or None; one that is over though nobody has written so reads as Cancelled.
 
         :param run_id: a whole id; the same for every method that takes one
         :raises InputError: code ``run_id_invalid``
         """
-        return self.get_conn().find_run(_uuid(run_id))
+        store = self.get_conn()
+        row = store.find_run(_uuid(run_id))
+        return None if row is None else as_read(store, [row])[0]
 
     def get_run(self, run_id: str | UUID) -> RunRow:
         """Return a run's row.
@@ -176,15 +179,19 @@ class ChildRunHook(BaseHook):
     def find_runs(
         self, where: RunFilter, cursor: str | None = None, limit: int = 100, *, newest_first: bool = False
     ) -> RunPage:
-        """Return a page of runs, the oldest first or the newest; a cursor goes on in the same order."""
-        return self.get_conn().find_runs(where, cursor, limit, newest_first=newest_first)
+        """Return a page of runs, the oldest first or the newest; a cursor goes on in the same order.
+
+        Where statuses are asked for, it may be shorter than ``limit`` though more follow.
+        """
+        return find_as_read(self.get_conn(), where, cursor, limit, newest_first=newest_first)
 
     def children_of(self, run_id: str | UUID) -> list[RunRow]:
         """Return the runs that a run spawned, every generation of them.
 
         :raises NotFoundError: code ``run_not_found``
         """
-        return self.get_conn().children_of(_uuid(run_id)) or self._none_of(run_id)
+        store = self.get_conn()
+        return as_read(store, store.children_of(_uuid(run_id))) or self._none_of(run_id)
 
     def read_events(self, run_id: str | UUID) -> list[dict[str, Any]]:
         """Return a run's events in V1's envelope: ``{run_id, seq, ts_millis, event}``.
@@ -228,7 +235,9 @@ class ChildRunHook(BaseHook):
         store = self.get_conn()
         slot_id = UUID(read["slot_id"])
         row = self.get_run(read["child_run_id"]) if "generation" in read else newest_of(store, [slot_id])[slot_id]
-        answer = end_of(store, row, compact=True)
+        (row,) = as_read(store, [row])
+        # One that only reads as Cancelled has no end yet that could be read.
+        answer = end_of(store, row, compact=True) if row.status in ("Completed", "Failed") else {}
         check_ends([{**read, "key": read.get("key", row.op_id), "status": row.status, "error": answer.get("cause")}])
         return answer["output"]
 

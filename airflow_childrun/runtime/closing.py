@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from airflow_childrun.engine.decide import close_orphan
+from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.inbox import CANCEL, CLOSE, WITHDRAW, EndRequest, request_body, standing_request
 from airflow_childrun.errors import CorruptionError
 from airflow_childrun.model.events import INBOX_CONSUMED, DomainEvent, Event, RunCompleted, RunStarted
@@ -14,6 +15,9 @@ from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Commit, Committed, InboxPost, RunRow, RunStep, Store, TakeLease
 from airflow_childrun.store.codec import decode_event, encode_event
 from airflow_childrun.store.projection import moves_of
+
+END_TRIES = 5
+"""How often to look again at a run that somebody moved while its end was being written."""
 
 
 def close_posts(house: House, run_ids: Iterable[UUID], reason: str, *, grace_us: int = 0) -> list[InboxPost]:
@@ -63,9 +67,9 @@ def cancel_run(house: House, run_id: UUID, reason: str, *, kind: str = CANCEL) -
 
 
 def _ask(house: House, run_id: UUID, reason: str, kind: str) -> bool:
-    """Post a request, unless one of this kind stands; False if the run has ended."""
+    """Post a request, unless one as strong stands; False if the run has ended."""
     standing = standing_request(house.patience.attempt(lambda: house.store.read_inbox(run_id)))
-    if standing is not None and standing.kind == kind:
+    if standing is not None and standing.kind in (kind, CANCEL):
         row = house.find_run(run_id)
         return row is not None and not row.is_terminal
     post = InboxPost(run_id, house.entropy.new_id(), kind, request_body(reason))
@@ -75,19 +79,39 @@ def _ask(house: House, run_id: UUID, reason: str, kind: str) -> bool:
 def end_unowned(house: House, run_id: UUID) -> bool:
     """End a run that was asked to, if nobody owns it; say whether it has ended.
 
-    Left to the next driver: a run whose operation has an ``on_cancel`` and that had entered a state.
+    Left to the next driver: a run whose operation has an ``on_cancel`` and that had entered a state. What is below it is
+    asked to end in the same commit.
     """
-    row = house.find_run(run_id)
-    if row is None or row.is_terminal:
-        return row is not None
-    if row.lease_expires_at is not None or needs_clean_up(house.store, row):
-        return False
-    request = standing_request(house.store.read_inbox(run_id))
-    if request is None or request.effective_at > house.patience.attempt(house.store.now_us):
-        return False
-    step = ending_step(house.store, row, request, TakeLease(None))
-    answer = house.patience.attempt(lambda: house.committer.submit(Commit(house.entropy.new_id(), (step,))))
-    return isinstance(answer, Committed)
+    for _ in range(END_TRIES):
+        row = house.find_run(run_id)
+        if row is None or row.is_terminal:
+            return row is not None
+        request = overdue_request(house.store, row, house.patience.attempt(house.store.now_us))
+        if request is None:
+            return False
+        commit = _end(house, row, request)
+        if isinstance(house.patience.attempt(lambda: house.committer.submit(commit)), Committed):  # noqa: B023
+            return True
+    return False
+
+
+def overdue_request(store: Store, row: RunRow, now_us: int) -> EndRequest | None:
+    """Return the request by which a run is over though nobody has written so yet; None if it is not.
+
+    Nobody owns it, the grace is over, and nothing has to run before its end.
+    """
+    if not may_be_overdue(row):
+        return None
+    request = standing_request(store.read_inbox(row.run_id))
+    if request is None or request.effective_at > now_us or needs_clean_up(store, row):
+        return None
+    return request
+
+
+def may_be_overdue(row: RunRow) -> bool:
+    """Whether it is worth while to look into a run's inbox: asks no store."""
+    is_open = row.kind == "operation" and not row.is_terminal
+    return is_open and row.lease_expires_at is None and row.head.inbox_seq > 0
 
 
 def needs_clean_up(store: Store, row: RunRow) -> bool:
@@ -95,8 +119,9 @@ def needs_clean_up(store: Store, row: RunRow) -> bool:
     return _started(store, row).on_cancel and load_history(store, row.run_id).last_entered is not None
 
 
-def ending_step(store: Store, row: RunRow, request: EndRequest, lease: TakeLease) -> RunStep:
-    """Return the step that ends an unowned run as Cancelled."""
+def _end(house: House, row: RunRow, request: EndRequest) -> Commit:
+    """Return the commit that ends an unowned run as Cancelled and asks its children to end."""
+    store = house.store
     history = load_history(store, row.run_id)
     events: list[Event] = [
         *close_orphan(history, lapsed=False, limit=0),
@@ -104,7 +129,17 @@ def ending_step(store: Store, row: RunRow, request: EndRequest, lease: TakeLease
         RunCompleted(status="Cancelled", final_snapshot_id=history.checkpoint_id, reason=request.to_json()),
     ]
     encoded = tuple(encode_event(event) for event in events)
-    return RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+    lease = TakeLease(None)
+    step = RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+    posts = orphan_posts(house, history, f"its parent was asked to end: {request.reason}")
+    return Commit(house.entropy.new_id(), (step,), posts=tuple(posts))
+
+
+def orphan_posts(house: House, history: RunHistory, reason: str) -> list[InboxPost]:
+    """Return what asks the children of a run to end that is ended from outside; those that were asked are left in peace."""
+    rows = closable_children(house.store, [child.child_run_id for child in history.children])
+    asked = {row.run_id for row in rows if standing_request(house.store.read_inbox(row.run_id)) is not None}
+    return close_posts(house, (row.run_id for row in rows if row.run_id not in asked), reason)
 
 
 def consumed_event(request: EndRequest) -> DomainEvent:
@@ -125,7 +160,7 @@ def _leaves_first(store: Store, run_id: UUID) -> list[RunRow]:
 
 
 def _started(store: Store, row: RunRow) -> RunStarted:
-    first = decode_event(store.read_events(row.run_id, 1, 1)[0])
-    if isinstance(first, RunStarted):
-        return first
+    first = [decode_event(event) for event in store.read_events(row.run_id, 1, 1)]
+    if first and isinstance(first[0], RunStarted):
+        return first[0]
     raise CorruptionError(f"the history of run {row.run_id} does not begin with RunStarted", code="stream_broken")

@@ -25,6 +25,7 @@ from airflow_childrun.runtime.histories import Shortcut, check_drift, load_run, 
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
+from airflow_childrun.runtime.overdue import settle
 from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.waiting import with_jitter
@@ -116,6 +117,7 @@ class RunDriver:
             return
         ids = [child.child_run_id for child in history.children]
         rows = self._house.patience.attempt(lambda: self._house.store.get_runs(ids))
+        rows |= self._house.patience.attempt(lambda: settle(self._house, rows.values()))
         going = [row for row in rows.values() if not row.is_terminal]
         if history.segment > 0 and not history.last_attempt:
             posts = withdraw_posts(self._house, going)

@@ -29,6 +29,7 @@ from airflow_childrun.runtime.host_try import (
     plan_keys,
 )
 from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.overdue import settle
 from airflow_childrun.store.api import (
     Owner,
     RunRow,
@@ -99,8 +100,8 @@ class HostRun:
         kind, last = self._recognise()
         host_id = self._host_id(kind)
         keeper = TreeKeeper(self._house, host_id, self._root, self._airflow)
-        newest = newest_of(self._house.store, (child_run_id(host_id, child.key) for child in wanted))
-        newest |= newest_of(self._house.store, (child_run_id(host_id, entry.key) for entry in last))
+        keys = [*(child.key for child in wanted), *(entry.key for entry in last)]
+        newest = self._newest(child_run_id(host_id, key) for key in keys)
         known = known_of(self._house.store, host_id, wanted, newest)
         known |= self._known_only_before(host_id, last, known, newest)
         listed = plan_keys(kind, last, [child.key for child in wanted], known, on_clear)
@@ -123,7 +124,7 @@ class HostRun:
         """
         kind, _ = self._recognise()
         named = {entry.key: entry.generation for entry in listed_of(self._last_try(kind), awaited=True)}
-        newest = newest_of(self._house.store, slot_ids)
+        newest = self._newest(slot_ids)
         keeper = TreeKeeper(self._house, self._host_id(kind), self._root, self._airflow)
         cleaned_up = find_cleaned_up(self._house.store, newest.values())
         listed: list[Listed] = []
@@ -171,6 +172,12 @@ class HostRun:
     def _carried(self, kind: Kind, *, awaited: bool) -> list[Listed]:
         """Return what this very try has listed before: a task may spawn first and await then."""
         return listed_of(self._last_try(kind), awaited=awaited) if kind == "same" else []
+
+    def _newest(self, slot_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
+        """Return the newest generation of each slot; one that is over though nobody wrote so is ended now."""
+        newest = newest_of(self._house.store, slot_ids)
+        ended = settle(self._house, newest.values())
+        return {slot_id: ended.get(row.run_id, row) for slot_id, row in newest.items()}
 
     def _host_id(self, kind: Kind) -> UUID:
         row = self._stream.row
@@ -253,9 +260,9 @@ class HostRun:
             elif action == "continue" or (action == "respawn" and _is_as_before(entry, wanted)):
                 openings.append(keeper.resume(known[entry.key].row))
             elif action == "respawn":
-                ended = keeper.end(known[entry.key].row, "respawned")
+                ended, posts = keeper.end(known[entry.key].row, "respawned")
                 opening = keeper.spawn(wanted[entry.key], entry.generation)
-                openings.append(opening if ended is None else replace(opening, steps=(ended, *opening.steps)))
+                openings.append(replace(opening, steps=(*ended, *opening.steps), posts=posts))
         return self._commit_openings(openings)
 
     def _commit_openings(self, openings: Sequence[Opening]) -> int:
@@ -274,7 +281,8 @@ class HostRun:
         events = [event for opening in chunk for event in opening.events]
         steps = tuple(step for opening in chunk for step in opening.steps)
         unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
-        return self._stream.append(events, steps, tuple(unique.values()))
+        posts = [post for opening in chunk for post in opening.posts]
+        return self._stream.append(events, steps, tuple(unique.values()), posts=posts)
 
     def _slot(self, host_id: UUID, entry: Listed) -> Slot:
         slot_id = child_run_id(host_id, entry.key)

@@ -16,12 +16,13 @@ from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
+from airflow_childrun.runtime.closing import orphan_posts
 from airflow_childrun.runtime.generations import find_cleaned_up, next_generation
 from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.host_diff import manifest_differences
 from airflow_childrun.runtime.host_try import Known
 from airflow_childrun.runtime.house import House
-from airflow_childrun.store.api import Artifact, RunRow, RunStep, Store, TakeLease
+from airflow_childrun.store.api import Artifact, InboxPost, RunRow, RunStep, Store, TakeLease
 from airflow_childrun.store.codec import decode_event, encode_event
 from airflow_childrun.store.projection import moves_of
 from airflow_childrun.transports.child_runs import spawned_event
@@ -53,6 +54,7 @@ class Opening:
     events: tuple[Event, ...]
     steps: tuple[RunStep, ...]
     artifacts: tuple[Artifact, ...]
+    posts: tuple[InboxPost, ...] = ()
 
 
 def known_of(
@@ -136,16 +138,17 @@ class TreeKeeper:
         linkage = self._linkage(row, opened.run_id, row.generation + 1)
         return Opening(opened.run_id, (linkage,), (opened.step,), opened.artifacts)
 
-    def end(self, row: RunRow, why: str) -> RunStep | None:
-        """Return the step that ends a run which nobody may go on with; None if it has ended."""
+    def end(self, row: RunRow, why: str) -> tuple[tuple[RunStep, ...], tuple[InboxPost, ...]]:
+        """Return what ends a run which nobody may go on with, and asks its children to end; nothing if it has ended."""
         if row.is_terminal:
-            return None
+            return (), ()
         history = load_history(self._house.store, row.run_id)
         events: list[Event] = list(close_orphan(history, lapsed=False, limit=0))
         events.append(RunCompleted(status="Cancelled", final_snapshot_id=history.checkpoint_id, reason={"code": why}))
         lease = TakeLease(self._house.keeper.session_id())
         encoded = tuple(encode_event(event) for event in events)
-        return RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+        step = RunStep(row.run_id, row.head.seq, row.head.epoch, encoded, moves_of(events), lease=lease)
+        return (step,), tuple(orphan_posts(self._house, history, f"its parent was {why}"))
 
     def _linkage(self, row: RunRow, run_id: UUID, generation: int) -> DomainEvent:
         event = spawned_event(self._host_id, run_id, row.manifest_id, None, generation)

@@ -18,6 +18,7 @@ PUBLIC = [
     "Operation",
     "SpawnChildRunOperator",
     "__version__",
+    "childrun_maintenance_dag",
     "operation",
 ]
 

@@ -190,7 +190,7 @@ def _connect(settings: StoreSettings) -> Store:
     from airflow_childrun.store.sql.address import require_driver, require_file
     from airflow_childrun.store.sql.store import SqlStore
 
-    option = f" --conn-id {settings.conn_id}" if settings.conn_id else ""
+    option = f" --conn-id {settings.conn_id}" if settings.conn_id not in ("", DEFAULT_CONN_ID) else ""
     require_driver(settings.address)
     try:
         require_file(settings.address)
@@ -200,7 +200,9 @@ def _connect(settings: StoreSettings) -> Store:
             f"cannot reach the store ({settings.place}): {_reason(error, settings)}; `childrun check{option}` tests it"
         ) from None
     except SchemaError as error:
-        raise SchemaError(f"{error.info.message} ({settings.place})", code=error.code) from None
+        # Whoever types the command as it stands here must reach this store, not the default connection's.
+        told = error.info.message.replace("`childrun migrate`", f"`childrun migrate{option}`")
+        raise SchemaError(f"{told} ({settings.place})", code=error.code) from None
     return SqlStore(settings.address, schema=settings.schema)
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -33,6 +34,13 @@ class TaskObserver:
         self._store = store
         self.keys: dict[UUID, str] = {}
         """Keys of the task's own children by run id; deeper ones are known by their operation."""
+        self._inputs: dict[UUID, str] = {}
+
+    def know(self, run_id: UUID, key: str, value: Any) -> None:
+        """Take note of a child's key, and of its input if the key is the digest of that."""
+        self.keys[run_id] = key
+        if _DIGEST_KEY.search(key):
+            self._inputs[run_id] = _short(value)
 
     def key(self, row: RunRow) -> str:
         """Return the key of a child."""
@@ -41,27 +49,27 @@ class TaskObserver:
     def name(self, row: RunRow) -> str:
         """Return how people know a child: its key, and the input that the key is the digest of."""
         key = self.key(row)
+        if row.run_id in self._inputs:
+            return f"{key} ({self._inputs[row.run_id]})"
         if not _DIGEST_KEY.search(key):
             return key
         try:
             body = self._store.get_artifacts(row.root_run_id, [row.manifest_id])[row.manifest_id]
         except (StorageError, KeyError):
             return key
-        text = canonical_json_bytes(RunManifest.from_json(decode_stored(body)).input).decode()
-        return f"{key} ({text if len(text) <= SHOWN else text[: SHOWN - 1] + '…'})"
+        return f"{key} ({_short(RunManifest.from_json(decode_stored(body)).input)})"
 
     def handler(self, row: RunRow, node: StateNode, attempt: int) -> AbstractContextManager[None]:
         """Bind child id, key and state to the log lines of a handler's thread."""
-        bound = {"child_run_id": str(row.run_id), "child_key": self.key(row), "state": local_name(node.id)}
+        bound = self._where(row, node)
         return _bound({**bound, "attempt": attempt + 1} if attempt else bound)
 
     def state_failed(
         self, row: RunRow, node: StateNode, attempt: int, info: ErrorInfo, raised: BaseException, *, will_retry: bool
     ) -> None:
         """Log a failed attempt with its traceback."""
-        where = {"child_run_id": str(row.run_id), "child_key": self.key(row), "state": local_name(node.id)}
         outcome = "it will be tried again" if will_retry else "no further attempt is allowed"
-        with _bound(where):
+        with _bound(self._where(row, node)):
             _log.error(
                 "child %s: state %s failed in attempt %d [%s] %s; %s",
                 self.name(row),
@@ -72,6 +80,17 @@ class TaskObserver:
                 outcome,
                 exc_info=raised,
             )
+
+    def _where(self, row: RunRow, node: StateNode) -> dict[str, str | int]:
+        where: dict[str, str | int] = {"child_key": self.key(row), "state": local_name(node.id)}
+        if row.run_id in self._inputs:
+            where["child_input"] = self._inputs[row.run_id]
+        return {**where, "child_run_id": str(row.run_id)}
+
+
+def _short(value: Any) -> str:
+    text = canonical_json_bytes(value).decode()
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
+from airflow_childrun.authoring.operation import MAIN
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.errors import ChildRunFailedError, HostError
 from airflow_childrun.runtime.ends import ends_of
@@ -97,7 +98,9 @@ def _reason(result: Mapping[str, Any]) -> str:
     error = result["error"]
     if error is None:
         return str(result["status"])
-    return f"{result['status']} in {error['state_id']} [{error['code']}] {error['message']}"
+    state = str(error["state_id"] or MAIN).rpartition(".")[2]
+    where = "" if state == MAIN else f" in state {state}"
+    return f"{result['status']}{where} [{error['code']}] {error['message']}"
 
 
 def check_handles(child_runs: Any) -> list[Any]:

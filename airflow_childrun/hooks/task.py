@@ -44,6 +44,11 @@ class HostTask(Driving):
         """
         opened = self._host.spawn(wanted, on_clear, on_plan_change)
         rows = self._rows(opened)
+        inputs = {child.key: child.manifest.input for child in wanted}
+        for slot in opened.slots:
+            # Of a child that is taken as it is, only the store knows the input.
+            if slot.key in inputs:
+                self._observer.know(slot.run_id, slot.key, inputs[slot.key])
         self._announce(opened, rows)
         return rows
 

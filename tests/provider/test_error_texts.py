@@ -117,6 +117,15 @@ def test_missing_tables_are_named_with_the_command(empty_file: Path) -> None:
         assert part in text
 
 
+def test_the_command_reaches_the_store_that_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a connection that is not the default one, the command names it."""
+    file = tmp_path / "billing.db"
+    write_connection(monkeypatch, "billing", password=f"sqlite:///{file}", extra={"deployment_id": "here"})
+    assert "`childrun migrate --conn-id billing` makes it" in told(lambda: ChildRunHook("billing").get_conn())[1]
+    file.touch()
+    assert "missing; run `childrun migrate --conn-id billing`" in told(lambda: ChildRunHook("billing").get_conn())[1]
+
+
 def test_a_schema_of_another_major_version_says_which(file: Path) -> None:
     change(file, "UPDATE alembic_version_childrun SET version_num = 'v2_0001'")
     code, text, _ = told(lambda: ChildRunHook().get_conn())
@@ -282,6 +291,7 @@ def test_a_failed_child_tells_key_state_code_and_advice(file: Path) -> None:
     """The text of a red task."""
     code, text, retryable = told(lambda: run(Ticket(), {"id": 7}))
     assert (code, retryable) == ("child_run_failed", True)
-    assert text.startswith("1 of 1 child runs did not complete:\n  text_bill/7")
-    assert "[handler_raised] KeyError: 'amount'" in text
+    assert text.startswith(
+        "1 of 1 child runs did not complete:\n  text_bill/7: Failed [handler_raised] KeyError: 'amount'\n"
+    )
     assert "A retry or a clear of this task goes on from their last checkpoints" in text

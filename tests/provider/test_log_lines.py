@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from airflow_childrun import ChildRunHook, operation
 from airflow_childrun.errors import ChildRunError, StateError
@@ -74,7 +75,9 @@ def test_a_failure_names_the_child_by_its_input_and_a_retry_says_what_it_goes_on
         failed,
     )
     assert ended == "child runs: 2 of 2 ended, 1 of them failed or cancelled"
-    assert re.search(r"1 of 2 child runs did not complete:\n  log_half/\w{16}#0 \(3\): Failed in .* 3 is odd\n", error)
+    assert re.search(
+        r"1 of 2 child runs did not complete:\n  log_half/\w{16}#0 \(3\): Failed \[odd\] 3 is odd\n", error
+    )
     monkeypatch.setitem(ODD, "refused", False)
     assert said(Ticket().retry(), 2, 3) == [
         "child runs: 2 in this task (retry): 1 spawned or continued now, 1 completed before",
@@ -97,3 +100,19 @@ def test_a_clear_that_ran_nothing_says_so(said: Any) -> None:
     said(Ticket(), 2, 4)
     _, warning, _ = said(Ticket().clear(), 2, 4, on_clear="reuse")
     assert warning.startswith("this clear ran nothing: all 2 children had completed")
+
+
+def test_the_lines_of_a_child_say_which_child_and_what_it_works_on() -> None:
+    """Bound to the thread: the key, and beside a digest the input; a key that people chose stands alone."""
+    seen: dict[int, dict[str, Any]] = {}
+
+    @operation(name="log_bound", version="1")
+    def bound(io: Any, number: int) -> None:
+        seen[number] = structlog.contextvars.get_contextvars()
+
+    ChildRunHook().spawn_and_await(Ticket().context(), SpawnOrder(bound, [10]))
+    ChildRunHook().spawn_and_await(Ticket("other").context(), SpawnOrder(bound, [20], child_key=str))
+    assert re.fullmatch(r"log_bound/\w{16}#0", seen[10]["child_key"])
+    assert (seen[10]["child_input"], seen[10]["state"]) == ("10", "main")
+    assert (seen[20]["child_key"], "child_input" in seen[20]) == ("log_bound/20", False)
+    assert all(len(bindings["child_run_id"]) == 36 for bindings in seen.values())

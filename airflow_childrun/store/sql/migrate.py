@@ -97,7 +97,7 @@ def _number(version: str) -> int:
     if match is None or int(match[1]) != MAJOR:
         raise SchemaError(
             f"the store has version {version}, this release works with major version {MAJOR}; install the release that "
-            "fits it, or export and import its runs"
+            "fits it, or give this one a store of its own with `childrun init`"
         )
     return int(match[2])
 

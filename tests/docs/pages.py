@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "airflow", "errors", "deviations", "store", "testing")),
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"(?:<!-- (?P<quoted>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.DOTALL)
+_MODULE = re.compile(r"python -m (tests[\w.]*)")
 _COMMAND = re.compile(r"`((?:airflow )?childrun(?: [^`]+)?)`")
 
 
@@ -39,6 +37,11 @@ def region(quoted: str) -> str:
     file, _, name = quoted.partition(": ")
     source = (ROOT / file).read_text()
     return source.partition(f"# [START {name}]\n")[2].partition(f"# [END {name}]")[0]
+
+
+def modules(page: Path) -> set[str]:
+    """Return the modules of ours that a page tells to run."""
+    return set(_MODULE.findall(page.read_text()))
 
 
 def commands(page: Path) -> Iterator[list[str]]:

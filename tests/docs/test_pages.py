@@ -17,7 +17,7 @@ import pytest
 
 from airflow_childrun.cli.commands import COMMANDS, Group
 from airflow_childrun.cli.main import build_parser
-from tests.docs.pages import PAGES, ROOT, blocks, commands, region
+from tests.docs.pages import PAGES, ROOT, blocks, commands, modules, region
 from tests.provider.conftest import AirflowHome
 
 README = ROOT / "README.md"
@@ -82,6 +82,31 @@ def test_commands_exist_with_these_arguments(page: Path) -> None:
         assert isinstance(parsed, argparse.Namespace)
 
 
+def test_modules_that_a_page_says_to_run_can_be_run() -> None:
+    """`python -m tests.x` names a module, or a package with a `__main__`."""
+    named = sorted(set().union(*(modules(page) for page in PAGES)))
+    assert len(named) > 5
+    places = [ROOT.joinpath(*name.split(".")) for name in named]
+    assert [
+        str(place) for place in places if not (place / "__main__.py").exists() and not place.with_suffix(".py").exists()
+    ] == []
+
+
+def test_paths_of_tests_that_a_page_names_are_there() -> None:
+    """`pytest tests/x` runs something."""
+    for page in PAGES:
+        for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text()):
+            assert (ROOT / path).exists(), f"{path} in {page.name}"
+
+
+def test_the_readme_tells_both_ways_to_run_the_tests() -> None:
+    """The whole check, and pytest in one's own environment with the committed constraints."""
+    (block,) = (block for block in blocks(README) if ".ci/run" in block.text)
+    assert "-e '.[postgres,test,dev]' && pytest" in block.text
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"postgres", "test", "dev"} <= set(extras)
+
+
 def test_every_command_is_in_the_table() -> None:
     """docs/airflow.md lists what there is."""
     text = (ROOT / "docs" / "airflow.md").read_text()
@@ -136,11 +161,11 @@ def test_the_test_file_of_a_page_passes(page: str, passed: int, tmp_path: Path) 
 
 def test_the_readmes_install_line_names_a_committed_file() -> None:
     """For every Python that the package is made for there are constraints."""
-    (line,) = re.findall(r"pip install -c (constraints/constraints-)\$\(.*?\)(\.txt)", README.read_text())
+    lines = re.findall(r"pip install -c (constraints/constraints-)\$\(.*?\)(\.txt)", README.read_text())
     named = {path.name for path in (ROOT / "constraints").iterdir()}
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     versions = [each.rpartition(" ")[2] for each in classifiers if re.fullmatch(r".*:: 3\.\d+", each)]
-    assert line == ("constraints/constraints-", ".txt")
+    assert lines == [("constraints/constraints-", ".txt")] * 2
     assert {f"constraints-{version}.txt" for version in versions} <= named
     assert importlib.metadata.version("apache-airflow").startswith("3.")
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.events import FACT_FAILED, DomainEvent
@@ -15,8 +15,7 @@ Position = tuple[int, int]
 """Where an event stands in a chain of generations: number of the generation in the chain (0-based), seq."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """A recorded answer (``payload_id``) or a recorded error.
 
     :param request_digest: None in V1: the fact fits any request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -151,6 +151,8 @@ class RunHistory:
             raise self._refuse(code, "RunStarted must be the first event, and only that", seq)
         self.head = seq
         match event:
+            case DomainEvent():  # most are
+                self._on_domain(event)
             case RunStarted():
                 self._on_started(event)
             case StateEntered():
@@ -161,8 +163,6 @@ class RunHistory:
                 self._on_failed(event)
             case RunCompleted():
                 self._on_finished(event)
-            case DomainEvent():
-                self._on_domain(event)
 
     def _on_started(self, event: RunStarted) -> None:
         self.started = event
@@ -221,25 +221,22 @@ class RunHistory:
             raise self._refuse(f"{event.name}_malformed", f"{event.name} has another shape than the engine's") from None
 
     def _take_domain(self, event: DomainEvent) -> None:
-        self.is_waiting = event.name == WAIT_OPENED
+        name, payload = event.name, event.payload
+        self.is_waiting = name == WAIT_OPENED
         state_id = self.open_attempt.state_id if self.open_attempt else None
-        match event.name:
-            case name if name in (FACT_RECORDED, FACT_FAILED):
-                self._on_fact(event, state_id)
-            case name if name == WAIT_OPENED:
-                wait = event.payload
-                self.waits[wait["key"]] = Wait(wait["key"], wait["try"], wait["until"], self._here, state_id)
-            case name if name == CHILD_RUN_SPAWNED:
-                self._on_spawned(event.payload)
-            case name if name == CHILD_RUN_COMPLETED:
-                self._on_linked(event.payload)
-            case name if name == INBOX_CONSUMED:
-                self.inbox_consumed = event.payload["n"]
-                self.end_request = event.payload
-            case name if name == HOST_TRY:
-                self.host_tries.append(event.payload)
-            case _:
-                pass
+        if name in {FACT_RECORDED, FACT_FAILED}:
+            self._on_fact(event, state_id)
+        elif name == WAIT_OPENED:
+            self.waits[payload["key"]] = Wait(payload["key"], payload["try"], payload["until"], self._here, state_id)
+        elif name == CHILD_RUN_SPAWNED:
+            self._on_spawned(payload)
+        elif name == CHILD_RUN_COMPLETED:
+            self._on_linked(payload)
+        elif name == INBOX_CONSUMED:
+            self.inbox_consumed = payload["n"]
+            self.end_request = payload
+        elif name == HOST_TRY:
+            self.host_tries.append(payload)
 
     def _on_fact(self, event: DomainEvent, state_id: str | None) -> None:
         fact = fact_of(event, self._here, state_id)
@@ -308,9 +305,6 @@ class RunHistory:
 Stream = tuple[UUID, Sequence[tuple[int, Event]]]
 """A run's id and its numbered events."""
 
-Watch = Callable[["RunHistory", Event], None]
-"""Sees what the events so far mean, and the next one, before that is taken in."""
-
 
 def fold(run_id: UUID, events: Iterable[tuple[int, Event]]) -> RunHistory:
     """Fold the events of a run that continues no other.
@@ -320,19 +314,15 @@ def fold(run_id: UUID, events: Iterable[tuple[int, Event]]) -> RunHistory:
     return fold_chain([(run_id, list(events))])
 
 
-def fold_chain(streams: Sequence[Stream], begun: RunHistory | None = None, watch: Watch | None = None) -> RunHistory:
+def fold_chain(streams: Sequence[Stream]) -> RunHistory:
     """Fold a chain of generations, first to last, each cut where the next one continues it.
 
-    :param begun: what the first stream's earlier events mean; without it, that stream is whole
     :raises InvalidHistoryError: if no engine can have written them
     """
-    history = begun
-    for number, (run_id, events) in enumerate(streams):
-        if number or history is None:
-            history = RunHistory(run_id, run_id) if history is None else _continued(history, run_id)
+    history: RunHistory | None = None
+    for run_id, events in streams:
+        history = begin(run_id, history)
         for seq, event in events:
-            if watch is not None:
-                watch(history, event)
             history.apply(seq, event)
     if history is None or history.started is None:
         run_id = streams[-1][0]
@@ -340,6 +330,14 @@ def fold_chain(streams: Sequence[Stream], begun: RunHistory | None = None, watch
             f"the history of run {run_id} has no RunStarted; run `childrun verify {run_id}`", code="missing_run_started"
         )
     return history
+
+
+def begin(run_id: UUID, before: RunHistory | None) -> RunHistory:
+    """Return the history of a run before its first event.
+
+    :param before: that of the run which it continues
+    """
+    return RunHistory(run_id, run_id) if before is None else _continued(before, run_id)
 
 
 def _continued(before: RunHistory, run_id: UUID) -> RunHistory:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
-from airflow_childrun.engine.history import RunHistory, Stream, Watch, fold_chain
+from airflow_childrun.engine.history import RunHistory, begin
 from airflow_childrun.engine.prepare import PlanResolver
 from airflow_childrun.errors import CorruptionError, InvalidHistoryError, InvalidPlanError, NotFoundError
-from airflow_childrun.model.events import Continues, RunStarted
+from airflow_childrun.model.events import Continues, Event, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan, plan_differences
 from airflow_childrun.runtime.earlier import Going, Patiently, Reads, continued_run_changed, from_summary
 from airflow_childrun.store.api import RunRow, Store, StoredEvent
 from airflow_childrun.store.chain import check_chain
-from airflow_childrun.store.codec import decode_events
-from airflow_childrun.store.projection import check_row
+from airflow_childrun.store.codec import decode_event
+from airflow_childrun.store.projection import RowCheck
+
+PAGE = 1000
+"""How many events are read at once."""
+
+Watch = Callable[[RunHistory, Event], None]
+"""Sees what the events so far mean, and the next one, before that is taken in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +68,86 @@ def load_history(store: Reads, run_id: UUID, watch: Watch | None = None) -> RunH
 def _load(
     store: Reads, run_id: UUID, row: RunRow | None, shortcut: Shortcut | None, watch: Watch | None = None
 ) -> RunHistory:
-    """Fold a chain of generations.
+    """Fold a chain of generations, first to last, page by page: a long one need not stand in memory.
 
     :param row: of the run, to be checked
     :param shortcut: None: read everything
     """
-    streams: list[Stream] = []
-    continues: Continues | None = None
-    current: UUID | None = run_id
+    streams = [_stream(store, run_id, row, None, shortcut)]
+    while streams[-1].begun is None and (continues := streams[-1].continues) is not None:
+        before = UUID(continues.run_id)
+        ends = store.read_events(before, continues.seq, continues.seq)
+        if not ends or ends[0].hash != continues.hash:
+            raise continued_run_changed(before, streams[-1].run_id)
+        streams.append(_stream(store, before, None, continues, shortcut))
+    history: RunHistory | None = None
+    for stream in reversed(streams):
+        history = stream.begun or begin(stream.run_id, history)
+        check = RowCheck(row) if row is not None and stream.run_id == row.run_id else None
+        if check is not None and stream.first is not None:
+            check.take(*stream.first)
+        for stored, event in stream.events:
+            if watch is not None:
+                watch(history, event)
+            if check is not None:
+                check.take(stored, event)
+            history.apply(stored.seq, event)
+        if check is not None:
+            check.finish()
+    if history is None:
+        raise AssertionError(run_id)
+    return history
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """The events of one run that are to be folded.
+
+    :param begun: what the events before them mean; without it they are all
+    :param first: the run's first event, if they do not begin with it
+    """
+
+    run_id: UUID
+    continues: Continues | None
+    events: Iterable[tuple[StoredEvent, Event]]
     begun: RunHistory | None = None
-    while current is not None and begun is None:
-        going = _from_summary(store, current, row, continues, shortcut)
-        if going is None:
-            stored = store.read_events(current, to_seq=continues.seq if continues else None)
-            if not stored and row is None:
-                raise NotFoundError(f"there is no run {current}; see `childrun runs list`", code="run_not_found")
-        else:
-            stored = [going.tail[-1][0]]
-        if continues is not None and (stored[-1].seq, stored[-1].hash) != (continues.seq, continues.hash):
-            raise continued_run_changed(current, streams[-1][0])
-        if going is None:
-            check_stream(current, stored)
-            events = decode_events(stored)
-        else:
-            begun, events = going.history, [going.first, *going.tail]
-        if row is not None:
-            check_row(row, [one for one, _ in events], [event for _, event in events])
-        tail = events if going is None else going.tail
-        streams.append((current, [(one.seq, event) for one, event in tail]))
-        row, first = None, events[0][1]
-        continues = first.continues if isinstance(first, RunStarted) else None
-        current = UUID(continues.run_id) if continues else None
-    return fold_chain(streams[::-1], begun, watch)
+    first: tuple[StoredEvent, Event] | None = None
+
+
+def _stream(
+    store: Reads, run_id: UUID, row: RunRow | None, continues: Continues | None, shortcut: Shortcut | None
+) -> _Stream:
+    """Begin to read a run.
+
+    :param continues: how far it was continued; its events behind that do not count
+    """
+    going = _from_summary(store, run_id, row, continues, shortcut)
+    if going is not None:
+        return _Stream(run_id, None, going.tail, going.history, going.first)
+    to_seq = continues.seq if continues else None
+    page = store.read_events(run_id, to_seq=to_seq, limit=PAGE)
+    if not page and row is None:
+        raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
+    check_stream(run_id, page)
+    first = decode_event(page[0]) if page else None
+    return _Stream(
+        run_id,
+        first.continues if isinstance(first, RunStarted) else None,
+        _pages(store, run_id, page, to_seq),
+    )
+
+
+def _pages(
+    store: Reads, run_id: UUID, page: list[StoredEvent], to_seq: int | None
+) -> Iterator[tuple[StoredEvent, Event]]:
+    """Yield the events of a first page that was checked, and of those after it, checked in turn."""
+    while page:
+        yield from ((stored, decode_event(stored)) for stored in page)
+        if len(page) < PAGE:
+            return
+        last = page[-1]
+        page = store.read_events(run_id, last.seq + 1, to_seq, PAGE)
+        check_chain(run_id, [last, *page])
 
 
 def _from_summary(

@@ -81,23 +81,34 @@ def _code(info: Any) -> str | None:
     return code if isinstance(code, str) and code else None
 
 
-def check_row(row: RunRow, events: Sequence[StoredEvent], typed: Sequence[Event]) -> None:
-    """Refuse a row that does not follow from the run's events, read after the row.
+class RowCheck:
+    """Compares a row with the run's events, read after the row: all of them, or the first and those from a summary on."""
 
-    :param events: all of them, or the first one and those from a ``StateCompleted`` on
-    :param typed: the same events, decoded
-    :raises CorruptionError: code ``run_row_mismatch``, naming run, event and column
-    """
-    head = row.head
-    at = head.seq - 1 if not events or head.seq == 1 else len(events) - 1 - (events[-1].seq - head.seq)
-    if not 0 <= at < len(events) or (events[at].seq, events[at].hash) != (head.seq, head.hash):
-        raise _row_mismatch(row, "the last event that it tells of is not there")
-    if at < len(events) - 1:
-        return  # somebody went on since the row was read
-    actual = columns_of(row)
-    wrong = [name for name, value in rebuild(events, typed).items() if actual[name] != value]
-    if wrong:
-        raise _row_mismatch(row, f"its {', '.join(wrong)} does not follow from its events")
+    def __init__(self, row: RunRow) -> None:
+        self._row = row
+        self._rebuilt = Rebuilt()
+        self._head_hash: str | None = None
+
+    def take(self, stored: StoredEvent, event: Event) -> None:
+        """Take the next event in."""
+        if stored.seq == self._row.head.seq:
+            self._head_hash = stored.hash
+        self._rebuilt.take(stored, event)
+
+    def finish(self) -> None:
+        """Refuse a row that does not follow from the events that were taken in.
+
+        :raises CorruptionError: code ``run_row_mismatch``, naming run, event and column
+        """
+        row, last = self._row, self._rebuilt.last
+        if last is None or self._head_hash != row.head.hash:
+            raise _row_mismatch(row, "the last event that it tells of is not there")
+        if row.head.seq < last.seq:
+            return  # somebody went on since the row was read
+        actual = columns_of(row)
+        wrong = [name for name, value in self._rebuilt.columns().items() if actual[name] != value]
+        if wrong:
+            raise _row_mismatch(row, f"its {', '.join(wrong)} does not follow from its events")
 
 
 def _row_mismatch(row: RunRow, what: str) -> CorruptionError:
@@ -129,41 +140,67 @@ def check_end(row: RunRow, ends: Sequence[StoredEvent]) -> None:
         raise _row_mismatch(row, f"its {', '.join(wrong)} does not follow from its events")
 
 
-def rebuild(events: Sequence[StoredEvent], decoded: Sequence[Event] | None = None) -> dict[str, Any]:
+def rebuild(events: Sequence[StoredEvent]) -> dict[str, Any]:
     """Return what the columns of the row must be, by name, for the whole stream of a run.
 
-    Without the events between the first one and a ``StateCompleted`` it says the same.
+    :raises CorruptionError: code ``stream_broken``, if there are no events or the first is no ``RunStarted``
+    """
+    rebuilt = Rebuilt()
+    for stored in events:
+        rebuilt.take(stored, decode_event(stored))
+    return rebuilt.columns()
+
+
+class Rebuilt:
+    """A row as the events tell it, one after the other: all, or the first one and those from a ``StateCompleted`` on.
 
     The lease, the inbox, ``op_version`` of a V1 stream and where in Airflow a run stands are not in it: no event, or
     not every event, tells them. ``checkpoint_at`` and the like come as the columns that they move.
-
-    :param decoded: the same events, if they have been decoded already
-    :raises CorruptionError: code ``stream_broken``, if there are no events or the first is no ``RunStarted``
     """
-    typed = [decode_event(event) for event in events] if decoded is None else decoded
-    first = typed[0] if typed else None
-    if not isinstance(first, RunStarted):
-        raise CorruptionError("a run's stream does not begin with RunStarted", code="stream_broken")
-    moves = moves_of(typed)
-    mark = events[moves.checkpoint_at or 0]
-    # Where events are left out, a state completes next: it was entered.
-    is_cut = len(events) > 1 and events[1].seq > events[0].seq + 1
-    status = "Running" if is_cut and moves.status == "Pending" else moves.status
-    ends = [event.recorded_at for event, what in zip(events, typed, strict=True) if isinstance(what, RunCompleted)]
-    return {
-        **_origin(events[0].run_id, first),
-        "status": status or "Pending",
-        "head_seq": events[-1].seq,
-        "head_hash": events[-1].hash,
-        "checkpoint_seq": mark.seq,
-        "checkpoint_hash": mark.hash,
-        "checkpoint_snapshot_id": moves.checkpoint_snapshot_id,
-        "final_snapshot_id": moves.final_snapshot_id,
-        "error_code": moves.error_code or None,
-        "wake_at": moves.wake_at or None,
-        "created_at": events[0].recorded_at,
-        "ended_at": ends[-1] if ends else None,
-    }
+
+    def __init__(self) -> None:
+        self.last: StoredEvent | None = None
+        self._first: tuple[StoredEvent, Event] | None = None
+        self._mark: StoredEvent | None = None
+        self._moves = _Draft()
+        self._ended_at: int | None = None
+
+    def take(self, stored: StoredEvent, event: Event) -> None:
+        """Take the next event in."""
+        if self._first is None:
+            self._first = stored, event
+        elif self.last is not None and stored.seq > self.last.seq + 1:
+            self._moves.status = "Running"  # where events are left out, a state completes next: it was entered
+        self.last = stored
+        self._moves.take(stored.seq, event)
+        if self._moves.checkpoint_at == stored.seq:
+            self._mark = stored
+        if isinstance(event, RunCompleted):
+            self._ended_at = stored.recorded_at
+
+    def columns(self) -> dict[str, Any]:
+        """Return what the columns must be, by name.
+
+        :raises CorruptionError: code ``stream_broken``, if there are no events or the first is no ``RunStarted``
+        """
+        if self._first is None or self.last is None or not isinstance(self._first[1], RunStarted):
+            raise CorruptionError("a run's stream does not begin with RunStarted", code="stream_broken")
+        moves, first = self._moves, self._first[0]
+        mark = self._mark or first
+        return {
+            **_origin(first.run_id, self._first[1]),
+            "status": moves.status or "Pending",
+            "head_seq": self.last.seq,
+            "head_hash": self.last.hash,
+            "checkpoint_seq": mark.seq,
+            "checkpoint_hash": mark.hash,
+            "checkpoint_snapshot_id": moves.checkpoint_snapshot_id,
+            "final_snapshot_id": moves.final_snapshot_id,
+            "error_code": moves.error_code or None,
+            "wake_at": moves.wake_at or None,
+            "created_at": first.recorded_at,
+            "ended_at": self._ended_at,
+        }
 
 
 def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class StoreDialect:
     """Whether the statements of ``lone_commit`` are its own."""
     lock_text: ClassVar[str] = ""
     """What makes a query of runs ``r`` lock them."""
+    cursor_options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of the driver's cursors for the hot statements."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a connection that reads with single statements."""
     write_options: ClassVar[Mapping[str, Any]] = {}
@@ -63,7 +65,7 @@ class StoreDialect:
 
     def fetch(self, connection: Connection, text: str, parameters: Row | dict[str, Any]) -> list[Row]:
         """Run a query past SQLAlchemy, whose result objects would cost several times what the query does."""
-        cursor: Any = connection.connection.cursor()
+        cursor: Any = connection.connection.cursor(**self.cursor_options)
         try:
             cursor.execute(text, parameters)
             rows: list[Row] = cursor.fetchall()

@@ -57,6 +57,8 @@ class PostgresqlDialect(StoreDialect):
     now_text: ClassVar[str] = "CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
     has_lone_commits: ClassVar[bool] = True
     lock_text: ClassVar[str] = " FOR UPDATE OF r"
+    # Bytes come as bytes, and not in hex.
+    cursor_options: ClassVar[Mapping[str, Any]] = {"binary": True}
     # A read is one statement: no BEGIN and no COMMIT around it.
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
 

@@ -14,6 +14,8 @@ _HOME_OF = {
     "Operation": "airflow_childrun.authoring.operation",
     "operation": "airflow_childrun.authoring.operation",
     "ChildRunHook": "airflow_childrun.hooks.childrun",
+    "RunFilter": "airflow_childrun.store.api",
+    "SpawnOrder": "airflow_childrun.hooks.elements",
     "SpawnChildRunOperator": "airflow_childrun.operators.childrun",
     "AwaitChildRunOperator": "airflow_childrun.operators.childrun",
     "childrun_maintenance_dag": "airflow_childrun.operators.maintenance",
@@ -23,7 +25,9 @@ __all__ = [
     "AwaitChildRunOperator",
     "ChildRunHook",
     "Operation",
+    "RunFilter",
     "SpawnChildRunOperator",
+    "SpawnOrder",
     "__version__",
     "childrun_maintenance_dag",
     "operation",
@@ -32,8 +36,10 @@ __all__ = [
 if TYPE_CHECKING:
     from airflow_childrun.authoring.operation import Operation, operation
     from airflow_childrun.hooks.childrun import ChildRunHook
+    from airflow_childrun.hooks.elements import SpawnOrder
     from airflow_childrun.operators.childrun import AwaitChildRunOperator, SpawnChildRunOperator
     from airflow_childrun.operators.maintenance import childrun_maintenance_dag
+    from airflow_childrun.store.api import RunFilter
 
 
 def __getattr__(name: str) -> Any:

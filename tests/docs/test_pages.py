@@ -19,6 +19,7 @@ from airflow_childrun.cli.commands import COMMANDS, Group
 from airflow_childrun.cli.main import build_parser
 from tests.docs.pages import PAGES, ROOT, blocks, commands, modules, region
 from tests.provider.conftest import AirflowHome
+from tests.provider.kit import Ticket, sqlite_connection
 
 README = ROOT / "README.md"
 PROMISE = (
@@ -170,6 +171,17 @@ def test_the_readmes_install_line_names_a_committed_file() -> None:
     assert importlib.metadata.version("apache-airflow").startswith("3.")
 
 
+@pytest.mark.provider
+def test_the_hook_does_what_the_guide_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The block in docs/airflow.md spawns, awaits and reads."""
+    (block,) = (block for block in blocks(ROOT / "docs" / "airflow.md") if "ChildRunHook(" in block.text)
+    (tmp_path / "guide_of_the_hook.py").write_text(block.text)
+    monkeypatch.syspath_prepend(tmp_path)
+    guide = importlib.import_module("guide_of_the_hook")
+    with sqlite_connection(monkeypatch, tmp_path):
+        assert guide.count_all(Ticket().context()) == (11, 0)
+
+
 @pytest.fixture(scope="module")
 def home(airflow_home: AirflowHome) -> AirflowHome:
     """Give an Airflow with a store."""
@@ -205,10 +217,11 @@ def test_the_readmes_dag_does_what_the_readme_says(home: AirflowHome) -> None:
 @pytest.mark.slow
 def test_a_durable_task_runs_as_the_guide_writes_it(home: AirflowHome) -> None:
     """The blocks in docs/airflow.md are DAGs: the first succeeds and returns what its step returned."""
-    guide, maintenance = (block for block in blocks(ROOT / "docs" / "airflow.md") if block.kind == "python")
+    pages = blocks(ROOT / "docs" / "airflow.md")
+    dags = [block.text for block in pages if block.kind == "python" and "ChildRunHook(" not in block.text]
     folder = home.path / "guide"
     folder.mkdir()
-    (folder / "guide.py").write_text(f"{guide.text}\n\n{maintenance.text}")
+    (folder / "guide.py").write_text("\n\n".join(dags))
     done = home.airflow("dags", "test", "book_seats", AIRFLOW__CORE__DAGS_FOLDER=str(folder))
     assert done.status == 0, done.text
     shown = home.childrun("runs", "list", "--operation", "book", "--json")

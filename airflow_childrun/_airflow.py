@@ -56,6 +56,7 @@ __all__ = [
     "connection_from_secrets",
     "count_active_dag_runs",
     "current_default_args",
+    "dag_run_conf",
     "dag_run_state",
     "describe_dag",
     "empty_metadata",
@@ -67,6 +68,7 @@ __all__ = [
     "metadata_session",
     "metadata_url",
     "read_metadata_connection",
+    "read_xcom",
     "registered_secrets",
     "task_decorator_factory",
     "trigger_dag_run",
@@ -187,6 +189,28 @@ def count_active_dag_runs(dag_id: str, run_ids: Sequence[str]) -> int:
     return int(_ask_supervisor("GetDRCount", dag_id=dag_id, run_ids=list(run_ids), states=states).count)
 
 
+def dag_run_conf(dag_id: str, run_id: str) -> Mapping[str, Any]:
+    """Return what a DAG run was told; nothing if there is no such run.
+
+    :raises HostError: code ``airflow_unavailable``
+    """
+    try:
+        return _ask_supervisor("GetDagRun", dag_id=dag_id, run_id=run_id).conf or {}
+    except HostError as error:
+        if error.code == "dag_not_found":
+            return {}
+        raise
+
+
+def task_states(dag_id: str, run_id: str) -> dict[str, str]:
+    """Return the states of a DAG run's tasks, those of mapped ones as ``<task>_<index>``.
+
+    :raises HostError: code ``airflow_unavailable``
+    """
+    found = _ask_supervisor("GetTaskStates", dag_id=dag_id, run_ids=[run_id]).task_states
+    return {task_id: str(state) for task_id, state in found.get(run_id, {}).items()}
+
+
 def describe_dag(dag_id: str) -> tuple[bool, frozenset[str]]:
     """Return whether a DAG is paused, and its tags.
 
@@ -194,6 +218,17 @@ def describe_dag(dag_id: str) -> tuple[bool, frozenset[str]]:
     """
     found = _ask_supervisor("GetDag", dag_id=dag_id)
     return bool(found.is_paused), frozenset(found.tags)
+
+
+def read_xcom(dag_id: str, run_id: str, task_id: str, key: str) -> Any:
+    """Return what a task of another DAG run pushed; None if there is nothing, or no such DAG run."""
+    from airflow.sdk.bases.xcom import BaseXCom
+    from airflow.sdk.exceptions import AirflowRuntimeError
+
+    try:
+        return BaseXCom.get_one(key=key, dag_id=dag_id, task_id=task_id, run_id=run_id)
+    except AirflowRuntimeError:
+        return None
 
 
 def current_default_args() -> Mapping[str, Any]:

@@ -18,6 +18,8 @@ from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Sto
 from airflow_childrun.store.codec import decode_event
 
 PAGE = 500
+DAG_RUN_OPERATION = "airflow_dag_run"
+"""The operation whose run is a DAG run that a task can trigger and look at, but neither end nor continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,14 @@ def get_many(store: Store, run_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
 
 
 def find_cleaned_up(store: Store, rows: Iterable[RunRow]) -> set[UUID]:
-    """Return those runs whose clean-up (``on_cancel``) was entered: they are never continued, only started afresh."""
+    """Return those runs whose clean-up (``on_cancel``) was entered: they are never continued, only started afresh.
+
+    The same holds for DAG runs that only another DAG run can follow.
+    """
+    rows = list(rows)
+    found = {row.run_id for row in rows if row.op_id == DAG_RUN_OPERATION}
     # It ends as Cancelled, but where too many of its processes die.
     maybe = [row for row in rows if row.status == "Cancelled" or row.error_code == RECOVERY_LIMIT_EXCEEDED]
-    found: set[UUID] = set()
     for start in range(0, len(maybe), PAGE):
         ends = store.read_ends(row.run_id for row in maybe[start : start + PAGE])
         firsts = {run_id: decode_event(events[0]) for run_id, events in ends.items()}
@@ -81,7 +87,7 @@ def next_generation(house: House, row: RunRow, opener: RunIdentity) -> Successio
     :raises ChildRunError: why an operation that is to start afresh cannot
     """
     history = load_history(house.store, row.run_id)
-    if history.has_cleaned_up:
+    if history.has_cleaned_up or row.op_id == DAG_RUN_OPERATION:
         return _afresh(house, row, opener, history)
     run_id, step = _continuing(house.store, row, opener, history)
     return Succession(run_id, step)

@@ -48,6 +48,7 @@ class OperationTester:
         self.airflow = airflow
         self._policy = policy or standard()
         self._patience_s = patience_s
+        self.clock = ManualClock()
         self._world = World()
         self._runs: dict[UUID, Trial] = {}
 
@@ -160,7 +161,10 @@ class OperationTester:
         request = request_of(manifest, context, self.airflow)
 
         def make_process(bench: Bench | None, point: Point | None) -> tuple[Bench, Process]:
-            made = bench or Bench(Baton(ManualClock(), self._patience_s), self._world, self._policy)
+            if bench is None:
+                # Each run begins at the same time, so that what it makes of the time can be compared.
+                self.clock = ManualClock()
+            made = bench or Bench(Baton(self.clock, self._patience_s), self._world, self._policy)
             return made, Process(made, _finder(operation), point)
 
         run_id = UUID(int=RUN_ID.int + len(self._runs))

@@ -206,6 +206,14 @@ class RateLimitedError(IoError):
     default_retryable = True
 
 
+class AwaitTimeoutError(IoError):
+    """A child had not ended when the time that its parent gave the await was over; the child goes on."""
+
+    kind = "AwaitTimeout"
+    default_code = "await_timed_out"
+    default_retryable = True
+
+
 class OtherIoError(IoError):
     """Any other IO error."""
 

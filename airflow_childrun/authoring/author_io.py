@@ -6,14 +6,16 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
 from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult, Spawnable
 from airflow_childrun.authoring.steps import StepCall, as_policy
-from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder
+from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder, Within
 from airflow_childrun.errors import InputError
-from airflow_childrun.model.config import Duration, RetryPolicy, RunConfig
+from airflow_childrun.model.config import Duration, RetryPolicy, RunConfig, Span
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest
 
 R = TypeVar("R")
@@ -110,26 +112,37 @@ class Io:
         key: str | None = None,
         config: Any = None,
         run_config: RunConfig | None = None,
-        timeout_s: float | None = None,
+        timeout: Span | None = None,
     ) -> ChildHandle:
         """Spawn a child run; it works from now on beside this one.
 
-        :param timeout_s: after how many seconds it ends as Failed, code ``run_timed_out``
-
+        :param timeout: how long it may take from now on, in seconds or as a timedelta; then it ends as Failed, code
+            ``run_timed_out``, and what it spawned is asked to end
         :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``
         :raises InputError: if the input does not fit the operation
         """
         full_key = self._key(key, operation.name)
-        request = _spawn_request(operation, input, config, run_config, timeout_s)
+        request = _spawn_request(operation, input, config, run_config, timeout)
         answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
         return _handle(answer, operation, full_key)
 
-    def await_child(self, child: ChildHandle, operation: Spawnable | None = None) -> ChildResult:
+    def await_child(
+        self, child: ChildHandle, operation: Spawnable | None = None, *, timeout: Span | None = None
+    ) -> ChildResult:
         """Wait for a child of this run to end, holding no slot.
 
         :param operation: whose return type the output is to have
+        :param timeout: how long to wait at most, in seconds or as a timedelta; the child goes on all the same, and may be
+            awaited again
+        :raises AwaitTimeoutError: code ``await_timed_out``, recorded, so raised again on re-entry
         """
-        return self._await_all([child], operation)[0]
+        if timeout is None:
+            return self._await_all([child], operation)[0]
+        number = self._counts[child.key]
+        self._counts[child.key] += 1
+        within = Within(f"{child.key}/timer#{number}", Duration.of(timeout, "the timeout of an await").us)
+        answer = self._provider.call(replace(_await_call(child), within=within))
+        return read_result(answer.response, operation)
 
     def map(
         self,
@@ -139,12 +152,13 @@ class Io:
         key: str | Callable[[Any], Any] | None = None,
         config: Any = None,
         run_config: RunConfig | None = None,
-        timeout_s: float | None = None,
+        timeout: Span | None = None,
     ) -> list[ChildResult]:
         """Run an operation once per element, all side by side, and return how each ended, in the order of the elements.
 
         :param key: a function of the element, or a field's name, that names the child; by default its position does
-        :param timeout_s: after how many seconds a child ends as Failed, code ``run_timed_out``
+        :param timeout: how long each child may take from now on, in seconds or as a timedelta; then it ends as Failed,
+            code ``run_timed_out``
         :raises InputError: if two elements have the same key, or an input does not fit
         """
         elements = list(inputs)
@@ -152,14 +166,15 @@ class Io:
         calls = []
         for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
             with in_element(index, f"io.map({operation.name})"):
-                request = _spawn_request(operation, element, config, run_config, timeout_s)
+                request = _spawn_request(operation, element, config, run_config, timeout)
             calls.append(IoCall(SPAWN, request, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
         return self._await_all(children, operation)
 
-    def sleep(self, seconds: float, *, key: str | None = None) -> None:
-        """Wait durably: a crash neither forgets nor repeats the wait; no slot is held."""
+    def sleep(self, span: Span, *, key: str | None = None) -> None:
+        """Wait durably, seconds or a timedelta: a crash neither forgets nor repeats the wait; no slot is held."""
+        seconds = span.total_seconds() if isinstance(span, timedelta) else span
         self._provider.sleep(self._key(key, "sleep"), round(seconds * 1_000_000))
 
     def idempotency_token(self, key: str) -> str:
@@ -167,16 +182,7 @@ class Io:
         return self._provider.idempotency_token(self._key(key))
 
     def _await_all(self, children: Sequence[ChildHandle], operation: Spawnable | None) -> list[ChildResult]:
-        calls = [
-            IoCall(
-                AWAIT,
-                AwaitRequest(
-                    child_run_id=child.child_run_id, child_manifest_id=child.child_manifest_id, compact=True
-                ).to_json(),
-                f"{child.key}/end",
-            )
-            for child in children
-        ]
+        calls = [_await_call(child) for child in children]
         answers = self._provider.call_many(calls) if calls else []
         return [read_result(answer.response, operation) for answer in answers]
 
@@ -257,7 +263,7 @@ def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> Child
 
 
 def _spawn_request(
-    operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None, timeout_s: float | None
+    operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None, timeout: Span | None
 ) -> dict[str, Any]:
     return SpawnRequest(
         op_id=operation.name,
@@ -266,8 +272,13 @@ def _spawn_request(
         input=operation.encode_input(element),
         run_config=run_config or operation.run_config,
         parent_close_policy="cancel",
-        timeout=None if timeout_s is None else Duration.of_seconds(timeout_s),
+        timeout=None if timeout is None else Duration.of(timeout, f"the timeout of {operation.name}"),
     ).to_json()
+
+
+def _await_call(child: ChildHandle) -> IoCall:
+    request = AwaitRequest(child_run_id=child.child_run_id, child_manifest_id=child.child_manifest_id, compact=True)
+    return IoCall(AWAIT, request.to_json(), f"{child.key}/end")
 
 
 def _handle(answer: Mapping[str, Any], operation: Spawnable, key: str) -> ChildHandle:

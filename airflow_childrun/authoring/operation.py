@@ -18,7 +18,7 @@ from airflow_childrun.authoring.states import Handler, State, build_node, decode
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.errors import InputError, InvalidPlanError, OperationError
 from airflow_childrun.ids import is_op_id
-from airflow_childrun.model.config import RetryPolicy, RunConfig
+from airflow_childrun.model.config import RetryPolicy, RunConfig, Span
 from airflow_childrun.model.manifest import MAIN_STEP, RunManifest
 from airflow_childrun.model.plan import Edge, ExecutionPlan, SideEffects
 from airflow_childrun.model.wire import complaints
@@ -74,6 +74,7 @@ class Operation:
         retry: int | RetryPolicy | None = ...,
         side_effects: SideEffects = ...,
         idempotency: str | None = ...,
+        timeout: Span | None = ...,
     ) -> Callable[[Handler], Handler]: ...
 
     def state(
@@ -86,6 +87,7 @@ class Operation:
         retry: int | RetryPolicy | None = None,
         side_effects: SideEffects = "Pure",
         idempotency: str | None = None,
+        timeout: Span | None = None,
     ) -> Any:
         """Make a function a state of this operation; its name is the state's name.
 
@@ -94,12 +96,14 @@ class Operation:
         :param after: states that must have finished, beside those whose results it wants
         :param retry: how often the state may be tried again, or a whole policy; by default the run's
         :param idempotency: required where ``side_effects="ApplySideEffect"``
+        :param timeout: how long an attempt may take, waits included (seconds or a timedelta); then it has failed, code
+            ``state_timed_out``. A process that dies does not set it back
         :raises InvalidPlanError: codes ``missing_idempotency_key``, ``duplicate_state_id``
         """
         policy = RetryPolicy(max_attempts=retry + 1) if isinstance(retry, int) else retry
 
         def take(handler: Handler) -> Handler:
-            state = State.of(handler, _names(after), _names(tags), policy, side_effects, idempotency)
+            state = State.of(handler, _names(after), _names(tags), policy, side_effects, idempotency, timeout=timeout)
             self.declare(state)
             return handler
 
@@ -298,6 +302,7 @@ def operation(
     version: str = ...,
     name: str | None = ...,
     retry: int | RetryPolicy | None = ...,
+    timeout: Span | None = ...,
     run_config: RunConfig | None = ...,
 ) -> Callable[[Handler], Operation]: ...
 
@@ -309,17 +314,19 @@ def operation(
     version: str = "1",
     name: str | None = None,
     retry: int | RetryPolicy | None = None,
+    timeout: Span | None = None,
     run_config: RunConfig | None = None,
 ) -> Any:
     """Make a function an operation with the single state ``main``.
 
     :param version: raise it when what it records under its keys changes
     :param retry: how often the whole function may be tried again; its steps stay recorded
+    :param timeout: how long an attempt may take, waits included (seconds or a timedelta); code ``state_timed_out``
     """
 
     def make(handler: Handler) -> Operation:
         policy = RetryPolicy(max_attempts=retry + 1) if isinstance(retry, int) else retry
-        state = State.of(handler, (), (), policy, "Pure", None, name=MAIN)
+        state = State.of(handler, (), (), policy, "Pure", None, name=MAIN, timeout=timeout)
         made = Operation(name or handler.__name__, version=version, run_config=run_config)
         made.place = Place.of_function(handler)
         made.declare(state)

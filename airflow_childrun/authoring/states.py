@@ -13,7 +13,7 @@ from airflow_childrun.engine.context import Context, NamespacedContext
 from airflow_childrun.engine.ports import IoProvider, Recorder
 from airflow_childrun.errors import OperationError, StateError
 from airflow_childrun.ids import is_op_id
-from airflow_childrun.model.config import RetryPolicy
+from airflow_childrun.model.config import Duration, RetryPolicy, Span
 from airflow_childrun.model.plan import SideEffects, StateMeta, StateNode
 
 Handler = Callable[..., Any]
@@ -37,6 +37,7 @@ class State:
     retry: RetryPolicy | None
     side_effects: SideEffects
     idempotency: str | None
+    timeout_us: int | None = None
 
     @classmethod
     def of(
@@ -49,10 +50,12 @@ class State:
         idempotency: str | None,
         *,
         name: str | None = None,
+        timeout: Span | None = None,
     ) -> Self:
         """Read a function's signature.
 
         :raises OperationError: code ``invalid_handler``, if it is no plain ``def`` or has a parameter that nothing can fill
+        :raises InputError: code ``span_invalid``
         """
         own_name = name or str(getattr(function, "__name__", ""))
         if not is_op_id(own_name) or own_name in RESERVED:
@@ -77,7 +80,8 @@ class State:
                 )
             parameters[key] = parameter.replace(annotation=hints.get(key, inspect.Parameter.empty))
         returns = hints.get("return", Any)
-        return cls(own_name, function, parameters, returns, after, tags, retry, side_effects, idempotency)
+        timeout_us = None if timeout is None else Duration.of(timeout, f"the timeout of {own_name!r}").us
+        return cls(own_name, function, parameters, returns, after, tags, retry, side_effects, idempotency, timeout_us)
 
     def sources(self, states: Mapping[str, State]) -> tuple[str, ...]:
         """Return the states that must have finished before this one."""
@@ -131,7 +135,7 @@ def build_node(
             raise StateError(f"{state.name} returned a {type(result).__name__}: a handler is a plain def")
         own.write(state.name, encode(result, f"what {state.name!r} returned"))
 
-    meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry)
+    meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry, state.timeout_us)
     return StateNode(prefix + state.name, handle, meta)
 
 

@@ -21,6 +21,7 @@ from airflow_childrun.engine.ports import (
     RunIdentity,
 )
 from airflow_childrun.errors import (
+    AwaitTimeoutError,
     CanonicalError,
     ChildRunError,
     ErrorInfo,
@@ -40,7 +41,15 @@ FACT_PAYLOAD = "FactPayload"
 TRANSPORT_RAISED = "transport_raised"
 
 _KINDS: dict[str, type[IoError]] = {
-    cls.kind: cls for cls in (MissingFactKeyError, MissingFactError, TransportError, RateLimitedError, OtherIoError)
+    cls.kind: cls
+    for cls in (
+        MissingFactKeyError,
+        MissingFactError,
+        TransportError,
+        RateLimitedError,
+        AwaitTimeoutError,
+        OtherIoError,
+    )
 }
 
 
@@ -84,6 +93,7 @@ class FactIo:
             if key is None:
                 raise MissingFactKeyError("calls that become durable together need a fact key each")
             self._check_key(key)
+            self._check_timer(call)
             digest = self._digest(call)
             if key in missing:
                 if missing[key][1] != digest:
@@ -97,6 +107,14 @@ class FactIo:
         if missing:
             results.update(zip(missing, self._obtain(list(missing.values())), strict=True))
         return [results[call.fact_key or ""] for call in calls]
+
+    def _check_timer(self, call: IoCall) -> None:
+        """Raise once more that an await took too long: what came of the child since then is the next await's answer."""
+        if call.within is not None:
+            self._check_key(call.within.key)
+            fact = self._scene.facts.find(call.within.key)
+            if fact is not None and fact.error is not None:
+                raise _error_of(fact)
 
     def record_value(self, key: str, value: Any) -> str:
         """Record a value under a key and return its artifact id.

@@ -87,6 +87,7 @@ class RunHistory:
     :param checkpoint_id: the last good snapshot
     :param last_failure: by state, its last real failure in this run
     :param failures: by state, how many real failures in this run
+    :param deadlines: by state, when its attempt is out of time, whoever goes on with it
     :param recoveries: processes that died over this run since it last moved
     :param linked: keys of the facts whose linkage event is there: a V1 crash could lose it
     :param has_cleaned_up: whether its ``on_cancel`` was entered: what it undid, no other run may go on from
@@ -109,6 +110,7 @@ class RunHistory:
     last_failure: dict[str, FailedAttempt] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     last_entered: str | None = None
+    deadlines: dict[str, int] = field(default_factory=dict)
     recoveries: int = 0
     is_waiting: bool = False
     facts: FactIndex = field(default_factory=FactIndex)
@@ -189,6 +191,8 @@ class RunHistory:
         self.last_attempt[event.state_id] = event.attempt
         self.last_entered = event.state_id
         self.is_waiting = False
+        if event.deadline_at is not None:
+            self.deadlines[event.state_id] = event.deadline_at
 
     def _on_completed(self, event: StateCompleted) -> None:
         attempt = self._close(event.state_id)
@@ -204,6 +208,7 @@ class RunHistory:
         if not event.is_real:
             self.recoveries += event.recovered != "released"
             return
+        self.deadlines.pop(event.state_id, None)
         self.last_failure[event.state_id] = FailedAttempt(attempt, event)
         self.failures[event.state_id] = self.failures.get(event.state_id, 0) + 1
         self.facts.forget_errors_of(event.state_id, self._here)
@@ -252,6 +257,7 @@ class RunHistory:
             refusal.info = replace(refusal.info, details={**refusal.info.details, "key": fact.key})
             raise refusal
         self.facts.add(fact)
+        self.waits.pop(fact.meta.get("timer", ""), None)
         self.last_fact_key = fact.key
         self.recoveries = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from airflow_childrun.canonical import canonical_json_bytes
@@ -10,7 +11,7 @@ from airflow_childrun.engine.attempt import describe, storable
 from airflow_childrun.engine.fact_io import FACT_PAYLOAD, FactIo, Scene, decode_answer, io_error, token
 from airflow_childrun.engine.facts import Fact
 from airflow_childrun.engine.ports import Completing, Extras, IoCall, IoResult, Reply, Superseded, Transport, Waits
-from airflow_childrun.errors import ErrorInfo, IoError, OtherIoError, StorageError, StoreInterrupt
+from airflow_childrun.errors import AwaitTimeoutError, ErrorInfo, IoError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent
 from airflow_childrun.store.api import Artifact
 
@@ -25,6 +26,13 @@ class Sources(Protocol):
 
     def random_bytes(self, size: int) -> bytes:
         """Return random bytes."""
+
+
+def _to_blame(call: IoCall, error: IoError) -> IoCall:
+    """Return the call that failed: where an await's time was over it is the timer's, since the child's end is yet to come."""
+    if call.within is None or not isinstance(error, AwaitTimeoutError):
+        return call
+    return replace(call, fact_key=call.within.key)
 
 
 class LiveIo(FactIo):
@@ -63,7 +71,7 @@ class LiveIo(FactIo):
                 reply, payload = self._perform(call)
             except IoError as error:
                 info = self._scene.policy.redact_info(storable(error.info))
-                recorded.append((self._failed_event(call, digest, error.kind, info),))
+                recorded.append((self._failed_event(_to_blame(call, error), digest, error.kind, info),))
                 failure = io_error(error.kind, info)
                 failure.__cause__ = error
                 break
@@ -87,6 +95,9 @@ class LiveIo(FactIo):
         """
         scene = self._scene
         scene.journal.before_call()
+        if call.within is not None:
+            until_us = self._waits.open(call.within.key, call.within.delay_us)
+            call = replace(call, within=replace(call.within, until_us=until_us))
         try:
             reply = self._ask(call, call.fact_key or "")
         except IoError:

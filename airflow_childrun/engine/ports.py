@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # a DAG file imports what authors need, not the store
 class Waits(Protocol):
     """Durable waiting: a wait opens with an event, and whoever re-enters waits the rest. Holds no slot."""
 
+    def open(self, key: str, delay_us: int) -> int:
+        """Open a wait under a key, unless there is one, and return its end without waiting."""
+
     def find(self, key: str) -> tuple[int, int] | None:
         """Return number and end (microseconds UTC) of the last wait opened under a key, or None."""
 
@@ -31,11 +34,25 @@ class Waits(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """How long an await may take.
+
+    :param key: of the timer: under it stands that the time was over first
+    :param until_us: when it is over, in microseconds UTC, once the timer runs
+    """
+
+    key: str
+    delay_us: int
+    until_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IoCall:
     """A request to the outside world: ``namespace`` chooses the transport, ``fact_key`` makes the answer a fact.
 
     :param allow_keys: names of keys in the answer that the secret policy lets through
     :param local: what answers instead of a transport: a Python step
+    :param within: of an await, how long it may take
     """
 
     namespace: str
@@ -43,6 +60,7 @@ class IoCall:
     fact_key: str | None = None
     allow_keys: frozenset[str] = frozenset()
     local: Callable[[Waits], Any] | None = None
+    within: Within | None = None
 
 
 @dataclass(frozen=True, slots=True)

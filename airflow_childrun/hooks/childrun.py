@@ -18,6 +18,7 @@ from airflow_childrun.hooks.connection import (
     read_store_settings,
 )
 from airflow_childrun.hooks.coordinates import TaskPlace, read_place
+from airflow_childrun.hooks.driving import AWAIT_TIMED_OUT
 from airflow_childrun.hooks.elements import SpawnOrder, wanted_children
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.operations import make_resolver
@@ -34,6 +35,7 @@ from airflow_childrun.hooks.results import (
 )
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, check_max_concurrency, read_settings
 from airflow_childrun.hooks.task import HostTask
+from airflow_childrun.model.config import Duration
 from airflow_childrun.model.events import event_to_json
 from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.generations import newest_of
@@ -113,18 +115,20 @@ class ChildRunHook(BaseHook):
         on_plan_change: OnPlanChange = "fail",
         results: Results = "values",
         failure_mode: FailureMode = "raise",
+        await_timeout: Duration | None = None,
     ) -> list[dict[str, Any]]:
         """Spawn children from a running task, drive them, and return how each ended, in order.
 
         :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
-        :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``, ``xcom_too_large``
+        :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``, ``xcom_too_large``,
+            ``await_timed_out``
         """
         task, policy, place = self._begin(context)
         clear = read_on_clear(on_clear, place.conf)
 
         def work() -> list[dict[str, Any]]:
             rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
-            return self._ends(task, rows, results, failure_mode)
+            return self._ends(task, rows, results, failure_mode, await_timeout)
 
         found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
         return found
@@ -136,17 +140,19 @@ class ChildRunHook(BaseHook):
         *,
         results: Results = "values",
         failure_mode: FailureMode = "raise",
+        await_timeout: Duration | None = None,
     ) -> list[dict[str, Any]]:
         """Drive and await children by their handles, and return how each ended, in order; one handle is a list of one.
 
-        :raises HostError: codes ``handle_invalid``, ``child_run_missing``, ``stale_attempt``, ``xcom_too_large``
+        :raises HostError: codes ``handle_invalid``, ``child_run_missing``, ``stale_attempt``, ``xcom_too_large``,
+            ``await_timed_out``
         :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
         """
         read = [read_handle(handle) for handle in check_handles(handles)]
         task, _, place = self._begin(context)
 
         def work() -> list[dict[str, Any]]:
-            return self._ends(task, task.attach(read), results, failure_mode)
+            return self._ends(task, task.attach(read), results, failure_mode, await_timeout)
 
         found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
         return found
@@ -288,10 +294,15 @@ class ChildRunHook(BaseHook):
         )
 
     def _ends(
-        self, task: HostTask, rows: Sequence[RunRow], results: Results, failure_mode: FailureMode
+        self,
+        task: HostTask,
+        rows: Sequence[RunRow],
+        results: Results,
+        failure_mode: FailureMode,
+        await_timeout: Duration | None,
     ) -> list[dict[str, Any]]:
         keys = _keys(task, rows)
-        ended = task.drive(rows)
+        ended = task.drive(rows, await_timeout)
         found = results_of(task.store, ended, keys, self.childrun_conn_id, results)
         if failure_mode == "raise":
             bad = [row for row in ended if row.status != "Completed"]
@@ -303,7 +314,8 @@ class ChildRunHook(BaseHook):
         try:
             return task.in_background(work)
         except ChildRunError as error:
-            if is_last_try or not error.retryable:
+            # Who only has waited long enough asks nobody to end.
+            if error.code != AWAIT_TIMED_OUT and (is_last_try or not error.retryable):
                 task.in_background(task.fail_for_good)
             raise
         finally:

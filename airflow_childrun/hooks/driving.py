@@ -10,6 +10,7 @@ from uuid import UUID
 
 from airflow_childrun.errors import ChildRunError, HostError, StoreInterrupt
 from airflow_childrun.hooks.observer import TaskObserver
+from airflow_childrun.model.config import Duration
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Monitor
 from airflow_childrun.runtime.supervisor import Supervisor
@@ -18,6 +19,7 @@ from airflow_childrun.store.api import RunRow, Store
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
 REPORT_EVERY_S = 10.0
+AWAIT_TIMED_OUT = "await_timed_out"
 STOPPED = "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
 
 
@@ -49,6 +51,7 @@ class Driving:
         self._rows_driven: Sequence[RunRow] = ()
         self._told_to_leave = False
         self._waiting: Monitor | None = None
+        self._await_until_us: int | None = None
 
     @property
     def store(self) -> Store:
@@ -63,9 +66,11 @@ class Driving:
         """Return how people know one of the task's children."""
         return self._observer.name(row)
 
-    def drive(self, rows: Sequence[RunRow]) -> list[RunRow]:
+    def drive(self, rows: Sequence[RunRow], await_timeout: Duration | None = None) -> list[RunRow]:
         """Drive children until each has ended, and everything that they left running; return their last rows.
 
+        :raises HostError: code ``await_timed_out``, if that takes longer than ``await_timeout``; the children are left as
+            they are
         :raises ChildRunError: if one cannot be driven here; the others have ended then
         """
         self._rows_driven = rows
@@ -75,10 +80,12 @@ class Driving:
         for row in rows:
             if row.run_id in waiting:
                 self._supervisor.hand_over(row.run_id)
+        if await_timeout is not None:
+            self._await_until_us = self._house.now_us() + await_timeout.us
         self._watch(waiting)
         errors = self._settle(waiting)
         while not self._supervisor.is_idle():
-            self._supervisor.wait_until_idle(1.0)
+            self._supervisor.wait_until_idle(self._wait_s())
         if errors:
             raise errors[0]
         last = self._house.store.get_runs([row.run_id for row in rows])
@@ -152,13 +159,30 @@ class Driving:
         """Count ends while this process drives anything."""
         active = set(waiting)
         while active:
-            still = self._supervisor.wait_while_active(active, 1.0)
+            still = self._supervisor.wait_while_active(active, self._wait_s())
             done = active - still
             if done:
                 rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))  # noqa: B023
                 self._progress.ended += sum(row.is_terminal for row in rows.values())
                 self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
             active = still
+
+    def _wait_s(self) -> float:
+        """Return how long to wait before looking again.
+
+        :raises HostError: code ``await_timed_out``
+        """
+        if self._await_until_us is None:
+            return 1.0
+        left_s = (self._await_until_us - self._house.now_us()) / 1_000_000
+        if left_s <= 0:
+            raise HostError(
+                "the children of this task had not ended when its await_timeout was over. They are left as they are: a "
+                "retry or a clear of this task goes on with them",
+                code=AWAIT_TIMED_OUT,
+                retryable=True,
+            )
+        return min(1.0, left_s)
 
     def _settle(self, waiting: set[UUID]) -> list[ChildRunError]:
         """Wait for those that another process drives; collect why some cannot be driven."""
@@ -168,7 +192,10 @@ class Driving:
             if row.is_terminal:
                 continue
             try:
-                self._supervisor.wait(row.run_id)
+                self._supervisor.wait(row.run_id, until_us=self._await_until_us)
+                self._wait_s()
+            except HostError:
+                raise
             except ChildRunError as error:
                 name = self._observer.name(row)
                 _log.error("child %s cannot be driven here: %s", name, error)

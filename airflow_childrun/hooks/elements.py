@@ -15,7 +15,7 @@ from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.prepare import check_context
 from airflow_childrun.errors import ContextError, InputError, InvalidIdError
 from airflow_childrun.ids import key_digest
-from airflow_childrun.model.config import RunConfig
+from airflow_childrun.model.config import Duration, RunConfig
 from airflow_childrun.model.manifest import build_manifest, manifest_id
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.secret_policy import SecretPolicy
@@ -29,6 +29,7 @@ class SpawnOrder:
 
     :param single: one input, whose child has ``single_key``, by default the operation's name, as key; else one child per
         element
+    :param child_timeout: how long each child may take from its spawn on
     """
 
     operation: Spawnable
@@ -39,6 +40,7 @@ class SpawnOrder:
     initial_context: Any = None
     run_config: RunConfig | None = None
     single_key: str | None = None
+    child_timeout: Duration | None = None
 
 
 def check_inputs(inputs: Any) -> list[Any]:
@@ -103,7 +105,8 @@ def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild
         manifest = build_manifest(
             order.operation.name, order.operation.version, op_config=config, input=element, run_config=run_config
         )
-        wanted.append(WantedChild(key, manifest, manifest_id(manifest), context, snapshot_id))
+        timeout_us = order.child_timeout.us if order.child_timeout else None
+        wanted.append(WantedChild(key, manifest, manifest_id(manifest), context, snapshot_id, timeout_us=timeout_us))
     return wanted
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from airflow_childrun.errors import InputError
 from airflow_childrun.model.wire import Wire
 
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -15,8 +17,12 @@ IoMode = Literal["Live", "Replay"]
 DEFAULT_FLAKE_ALLOWLIST = ("github:willyrgf/mfm",)
 
 
-LONGEST_WAIT_US = 100 * 366 * 86_400 * 1_000_000
+LONGEST_WAIT_S = 100 * 366 * 86_400
+LONGEST_WAIT_US = LONGEST_WAIT_S * 1_000_000
 """A century: the wire admits waits whose end no clock and no column could hold."""
+
+Span = float | timedelta
+"""A span of time as authors write it: seconds, or a timedelta."""
 
 
 class Duration(Wire):
@@ -30,6 +36,20 @@ class Duration(Wire):
         """Make a duration of seconds, exact to the nanosecond."""
         nanos = round(seconds * 1_000_000_000)
         return cls(secs=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
+
+    @classmethod
+    def of(cls, span: Span, where: str) -> Duration:
+        """Make a duration of what an author wrote.
+
+        :raises InputError: code ``span_invalid``, naming ``where``, if it is no positive span of time
+        """
+        seconds: object = span.total_seconds() if isinstance(span, timedelta) else span
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not isinstance(seconds, int | float) or not is_number or not 0 < seconds <= LONGEST_WAIT_S:
+            raise InputError(
+                f"{where} is {span!r}; give seconds above 0 (a century at most), or a timedelta", code="span_invalid"
+            )
+        return cls.of_seconds(seconds)
 
     @property
     def us(self) -> int:

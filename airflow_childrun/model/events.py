@@ -90,12 +90,17 @@ class RunStarted(Wire):
 
 
 class StateEntered(Wire):
-    """An attempt of a state begins (``attempt`` is 0-based); durable before the handler starts."""
+    """An attempt of a state begins (``attempt`` is 0-based); durable before the handler starts.
+
+    :param deadline_at: when it is out of time, in microseconds UTC; an attempt that recovers another one has that one's
+    """
 
     tag: ClassVar[str] = "StateEntered"
+    _added = frozenset({"deadline_at"})
     state_id: StateIdField
     attempt: int
     base_snapshot_id: str
+    deadline_at: int | None = None
 
 
 class Summary(Wire):
@@ -175,6 +180,8 @@ Event = KernelEvent | DomainEvent
 
 ORPHAN_RECOVERED = "orphan_attempt_recovered"
 ATTEMPT_RELEASED = "attempt_released"
+RUN_TIMED_OUT = "run_timed_out"
+DEADLINE_OVER = "the run's deadline is over"
 
 FACT_RECORDED = "fact_recorded"
 FACT_FAILED = "fact_failed"

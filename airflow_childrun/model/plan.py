@@ -21,12 +21,14 @@ class StateMeta:
 
     :param idempotency: the key under which the outside world recognises a repetition, or None
     :param retry: the state's own policy; None = the run's
+    :param timeout_us: how long an attempt may take, or None; no part of what plans are compared by
     """
 
     tags: tuple[str, ...] = ()
     side_effects: SideEffects = "Pure"
     idempotency: str | None = None
     retry: RetryPolicy | None = None
+    timeout_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

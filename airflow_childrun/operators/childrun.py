@@ -15,7 +15,7 @@ from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_ke
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
-from airflow_childrun.model.config import RunConfig
+from airflow_childrun.model.config import Duration, RunConfig, Span
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
 
@@ -45,6 +45,7 @@ class ChildRunOperator(BaseOperator):
         failure_mode: FailureMode = "raise",
         childrun_conn_id: str = DEFAULT_CONN_ID,
         max_concurrency: int | None = None,
+        await_timeout: Span | None = None,
         retries: int | None = DEFAULT_RETRIES,
         **kwargs: Any,
     ) -> None:
@@ -57,6 +58,7 @@ class ChildRunOperator(BaseOperator):
         self.failure_mode = failure_mode
         self.childrun_conn_id = childrun_conn_id
         self.max_concurrency = max_concurrency
+        self.await_timeout = _span("await_timeout", await_timeout)
         self._hook: ChildRunHook | None = None
 
     def on_kill(self) -> None:
@@ -81,12 +83,16 @@ class SpawnChildRunOperator(ChildRunOperator):
     :param run_config: how the children are executed: retries of states, skip tags and so on
     :param on_clear: what a clear does to children that exist: ``auto`` goes on with what is not completed and runs all
         again if everything is; ``resume_failed``, ``reuse``, ``respawn`` (templated; ``dag_run.conf["childrun"]`` wins)
+    :param child_timeout: how long each child may take from its spawn on (seconds or a timedelta); then it ends as Failed,
+        code ``run_timed_out``
     :param on_plan_change: what happens to an unfinished child whose operation has changed its states: ``fail``, ``respawn``
     :param wait_for_completion: False returns handles for an :class:`AwaitChildRunOperator` downstream
     :param results: ``values`` returns outputs, ``references`` leaves them in the store
     :param failure_mode: ``raise`` fails the task if a child did not complete, ``return`` lets the author look
     :param childrun_conn_id: connection of type ``childrun``
     :param max_concurrency: how many children work at the same time
+    :param await_timeout: how long a try waits for the children at most (seconds or a timedelta); then it fails, code
+        ``await_timed_out``, and leaves them as they are: its retry goes on with them
     """
 
     template_fields: Sequence[str] = ("input", "inputs", "op_config", "initial_context", "on_clear")
@@ -97,7 +103,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         "initial_context": "json",
     }
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - Airflow reads an operator's arguments off its signature
         self,
         *,
         operation: Operation | None = None,
@@ -109,6 +115,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         op_config: Any = None,
         initial_context: dict[str, Any] | None = None,
         run_config: RunConfig | dict[str, Any] | None = None,
+        child_timeout: Span | None = None,
         on_clear: str = "auto",
         on_plan_change: OnPlanChange = "fail",
         wait_for_completion: bool = True,
@@ -134,6 +141,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         self.op_config = op_config
         self.initial_context = initial_context
         self.run_config = None if run_config is None else RunConfig.from_author(run_config, "run_config")
+        self.child_timeout = _span("child_timeout", child_timeout)
         self.on_clear = on_clear
         self.on_plan_change: OnPlanChange = on_plan_change
         self.wait_for_completion = wait_for_completion
@@ -156,13 +164,19 @@ class SpawnChildRunOperator(ChildRunOperator):
             op_config=self.op_config,
             initial_context=self.initial_context,
             run_config=self.run_config,
+            child_timeout=self.child_timeout,
         )
         policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
         if not self.wait_for_completion:
             self._check_await_downstream()
             return self._open_hook().spawn(context, order, **policies)
         return self._open_hook().spawn_and_await(
-            context, order, **policies, results=self.results, failure_mode=self.failure_mode
+            context,
+            order,
+            **policies,
+            results=self.results,
+            failure_mode=self.failure_mode,
+            await_timeout=self.await_timeout,
         )
 
     def _find_operation(self) -> Spawnable:
@@ -194,6 +208,8 @@ class AwaitChildRunOperator(ChildRunOperator):
     :param failure_mode: ``raise`` fails the task if a child did not complete, ``return`` lets the author look
     :param childrun_conn_id: connection of type ``childrun``
     :param max_concurrency: how many children work at the same time
+    :param await_timeout: how long a try waits for the children at most (seconds or a timedelta); then it fails, code
+        ``await_timed_out``, and leaves them as they are: its retry goes on with them
     """
 
     template_fields: Sequence[str] = ("child_runs",)
@@ -207,7 +223,11 @@ class AwaitChildRunOperator(ChildRunOperator):
         """Wait; one result for one handle, a list for a list."""
         try:
             found = self._open_hook().await_runs(
-                context, self.child_runs, results=self.results, failure_mode=self.failure_mode
+                context,
+                self.child_runs,
+                results=self.results,
+                failure_mode=self.failure_mode,
+                await_timeout=self.await_timeout,
             )
         except ChildRunError as error:
             fail_task(error)
@@ -239,6 +259,10 @@ def _check_operation(operation: Any, op_id: str | None, op_version: str | None) 
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} is {value!r}; it takes {', '.join(choices)}", code="argument_invalid")
+
+
+def _span(name: str, value: Span | None) -> Duration | None:
+    return None if value is None else Duration.of(value, name)
 
 
 def _awaits(task: Any) -> bool:

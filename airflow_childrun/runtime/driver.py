@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -16,19 +17,20 @@ from airflow_childrun.engine.prepare import SNAPSHOT
 from airflow_childrun.engine.summary import summarised
 from airflow_childrun.errors import ChildRunError, DeadlineInterrupt, StoreInterrupt
 from airflow_childrun.model.config import RunConfig
-from airflow_childrun.model.events import StateCompleted, StateEntered
+from airflow_childrun.model.events import DEADLINE_OVER, StateCompleted, StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
 from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
 from airflow_childrun.runtime.earlier import Reads
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
 from airflow_childrun.runtime.histories import Shortcut, check_drift, load_run, read_manifest
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.journal import Pen, RunJournal
 from airflow_childrun.runtime.mail import CancelRequested, Mailbox, RunGuard
 from airflow_childrun.runtime.overdue import settle
 from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
-from airflow_childrun.runtime.waiting import with_jitter
+from airflow_childrun.runtime.timed import TimedAttempts, time_over
+from airflow_childrun.runtime.waiting import Hold, with_jitter
 from airflow_childrun.store.api import Artifact, RunRow, TakeLease
 from airflow_childrun.transports.registry import LiveIoEnv
 
@@ -48,6 +50,7 @@ class RunDriver:
         self.journal: RunJournal | None = None
         self.on_open: Callable[[RunJournal, Mailbox], None] = _ignore
         self._mailbox = Mailbox(house, row)
+        self._timed = TimedAttempts(house, row.run_id)
 
     def drive(self) -> Ending:
         """Drive the run to its end.
@@ -89,6 +92,10 @@ class RunDriver:
         except DeadlineInterrupt:
             self._ender(journal).finish_timed_out()
             return "ended"
+
+    def outlast_handlers(self) -> None:
+        """Wait until no handler of the run is at work in this process: only then may its lease be given back."""
+        self._timed.outlast()
 
     def _open_journal(self, history: RunHistory, session_id: UUID) -> RunJournal:
         house = self._house
@@ -140,6 +147,7 @@ class RunDriver:
             decision = decide(journal.history, plan, config, self._house.now_us())
             match decision:
                 case EnterState(node, entered):
+                    self._timed.wait_for_left(self._around.hold)
                     if self._enter(journal, node, entered, config) == "stopped":
                         return "stopped"
                 case WaitUntil(at):
@@ -157,6 +165,9 @@ class RunDriver:
     def _enter(
         self, journal: RunJournal, node: StateNode, entered: StateEntered, config: RunConfig
     ) -> Literal["stopped"] | None:
+        if node.meta.timeout_us is not None:
+            deadline_at = journal.history.deadlines.get(node.id) or self._house.now_us() + node.meta.timeout_us
+            entered = entered.model_copy(update={"deadline_at": deadline_at})
         # Read before the entry is durable: a snapshot that is missing or broken must not look like a crash of the state.
         base = read_snapshot(self._read_snapshot(journal, entered.base_snapshot_id))
         journal.stage([entered])
@@ -205,10 +216,22 @@ class RunDriver:
     ) -> attempts.Outcome:
         house = self._house
         env = LiveIoEnv(self._identity(journal.history), node.id, entered.attempt)
-        io = make_io(house, journal, env, config, self._around)
-        recorder = attempts.EventRecorder(journal, config, house.policy)
-        with house.observer.handler(self._row, node, entered.attempt):
-            return attempts.run_handler(node, base, io, recorder, house.policy)
+
+        def work(pen: Pen, hold: Hold) -> attempts.Outcome:
+            io = make_io(house, pen, env, config, replace(self._around, hold=hold))
+            recorder = attempts.EventRecorder(pen, config, house.policy)
+            with house.observer.handler(self._row, node, entered.attempt):
+                return attempts.run_handler(node, base, io, recorder, house.policy)
+
+        ends = [at for at in (entered.deadline_at, self._mailbox.deadline_at) if at is not None]
+        if not ends:
+            return work(journal, self._around.hold)
+        outcome = self._timed.attempt(journal, self._around.hold, min(ends), work)
+        if outcome is not None:
+            return outcome
+        if entered.deadline_at == min(ends):
+            return time_over(node.id, node.meta.timeout_us)
+        raise DeadlineInterrupt(DEADLINE_OVER)
 
     def _end_cancelled(
         self, journal: RunJournal, plan: ExecutionPlan, config: RunConfig, request: EndRequest

@@ -10,13 +10,12 @@ from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.inbox import EndRequest
 from airflow_childrun.engine.ports import Extras
 from airflow_childrun.errors import ErrorInfo
-from airflow_childrun.model.events import Failure, RunCompleted, StateFailed
+from airflow_childrun.model.events import DEADLINE_OVER, RUN_TIMED_OUT, Failure, RunCompleted, StateFailed
 from airflow_childrun.runtime.closing import closable_children, close_posts, consumed_event
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.store.api import RunRow
 
-RUN_TIMED_OUT = "run_timed_out"
 RUN_CANCELLED = "run_cancelled"
 
 
@@ -64,7 +63,7 @@ class Ender:
 
     def finish_timed_out(self) -> None:
         """Write the last events of a run whose deadline is over; its children are asked to end in the same commit."""
-        self.close_attempt(RUN_TIMED_OUT, "the run's deadline is over", real=True)
+        self.close_attempt(RUN_TIMED_OUT, DEADLINE_OVER, real=True)
         history = self.journal.history
         end = RunCompleted(status="Failed", final_snapshot_id=history.checkpoint_id, reason={"code": RUN_TIMED_OUT})
         self.journal.stage([end])

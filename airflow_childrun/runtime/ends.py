@@ -8,7 +8,7 @@ from uuid import UUID
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.errors import NotFoundError
-from airflow_childrun.model.events import StateEntered, StateFailed
+from airflow_childrun.model.events import DEADLINE_OVER, RUN_TIMED_OUT, RunCompleted, StateEntered, StateFailed
 from airflow_childrun.model.requests import AwaitResponse, Cause, CompactResult
 from airflow_childrun.store.api import RunRow, Store
 from airflow_childrun.store.chain import check_chain
@@ -131,4 +131,12 @@ def find_cause(store: Store, row: RunRow) -> Cause | None:
                 message=info.message,
                 attempt=attempt,
             )
+        if isinstance(event, RunCompleted) and is_timed_out(event) and (cause is None or cause.code != RUN_TIMED_OUT):
+            # It ran out of time between two attempts: what failed before is not what ended it.
+            cause = Cause(state_id=None, code=RUN_TIMED_OUT, category="Unknown", retryable=False, message=DEADLINE_OVER)
     return cause
+
+
+def is_timed_out(end: RunCompleted) -> bool:
+    """Whether a run ended because its deadline was over."""
+    return isinstance(end.reason, Mapping) and end.reason.get("code") == RUN_TIMED_OUT

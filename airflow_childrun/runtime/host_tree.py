@@ -33,6 +33,7 @@ class WantedChild:
     """An element of a host's list: what is to be run under which key.
 
     :param snapshot_id: artifact id of the initial context
+    :param timeout_us: how long it may take from its spawn on, or None
     """
 
     key: str
@@ -41,6 +42,7 @@ class WantedChild:
     initial_context: Any
     snapshot_id: str
     parent_close_policy: ClosePolicy = "cancel"
+    timeout_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class TreeKeeper:
             child.initial_context,
             parent_close_policy=child.parent_close_policy,
             airflow=self._airflow,
+            deadline_at=None if child.timeout_us is None else self._house.store.now_us() + child.timeout_us,
         )
         lineage = Lineage(
             run_id=child_run_id(self._host_id, child.key, generation),

@@ -9,7 +9,7 @@ from uuid import UUID
 from airflow_childrun.canonical import artifact_id
 from airflow_childrun.clock import Entropy
 from airflow_childrun.engine.history import RunHistory
-from airflow_childrun.engine.ports import NO_EXTRAS, Extras
+from airflow_childrun.engine.ports import NO_EXTRAS, Extras, Journal
 from airflow_childrun.errors import Abandoned, Interrupt, LeaseLost, NotFoundError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import Event
 from airflow_childrun.runtime.committer import Committer
@@ -35,6 +35,14 @@ class Guard(Protocol):
 
     def require_safe(self) -> None:
         """Raise LeaseLost if it may not."""
+
+
+class Pen(Journal, Protocol):
+    """What an attempt writes with, and the history that it moves."""
+
+    @property
+    def history(self) -> RunHistory:
+        """What the run's events mean."""
 
 
 class RunJournal:

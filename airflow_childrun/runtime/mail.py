@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow_childrun.engine.inbox import EndRequest, standing_request
 from airflow_childrun.errors import CancelInterrupt, DeadlineInterrupt
+from airflow_childrun.model.events import DEADLINE_OVER
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.store.api import RunRow
@@ -49,6 +50,11 @@ class Mailbox:
         self._closed = True
 
     @property
+    def deadline_at(self) -> int | None:
+        """When the run is out of time; None while it is ending, or has all the time in the world."""
+        return None if self._closed else self._deadline_at
+
+    @property
     def request(self) -> EndRequest | None:
         """The request that stood when the mailbox was last checked."""
         return self._request
@@ -81,7 +87,7 @@ class Mailbox:
         if self._request is not None and self._request.effective_at <= now:
             raise CancelRequested(self._request)
         if self._is_over(now):
-            raise DeadlineInterrupt("the run's deadline is over")
+            raise DeadlineInterrupt(DEADLINE_OVER)
 
     def _is_over(self, now: int) -> bool:
         if self._request is not None and self._request.effective_at <= now:

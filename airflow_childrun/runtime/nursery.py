@@ -8,7 +8,14 @@ from uuid import UUID
 
 from airflow_childrun.engine.history import ChildLink, RunHistory
 from airflow_childrun.engine.ports import RunIdentity
-from airflow_childrun.errors import ChildRunError, CorruptionError, OtherIoError, StorageError, StoreInterrupt
+from airflow_childrun.errors import (
+    AwaitTimeoutError,
+    ChildRunError,
+    CorruptionError,
+    OtherIoError,
+    StorageError,
+    StoreInterrupt,
+)
 from airflow_childrun.runtime.ends import end_of, ends_of
 from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
 from airflow_childrun.runtime.house import House
@@ -24,7 +31,7 @@ class RunNursery:
     which asks for it once.
 
     :param hand_over: gives a run to the process's supervisor
-    :param wait: waits for a run's end, holding no slot
+    :param wait: waits for a run's end or a time, holding no slot
     :param wait_all: waits until none of the runs is driven here any more, holding no slot
     """
 
@@ -33,7 +40,7 @@ class RunNursery:
         house: House,
         history: RunHistory,
         hand_over: Callable[[UUID], None],
-        wait: Callable[[UUID], RunRow],
+        wait: Callable[[UUID, int | None], RunRow],
         wait_all: Callable[[Sequence[UUID]], None],
     ) -> None:
         self._house = house
@@ -94,13 +101,14 @@ class RunNursery:
         known = self._newest.pop(slot_id, None)
         return known or self._patiently(lambda: newest_of(self._house.store, [slot_id]))[slot_id]
 
-    def wait_terminal(self, run_id: UUID) -> RunRow:
+    def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:
         """Wait, holding no slot, until a run has ended.
 
+        :raises AwaitTimeoutError: if it has not when the time is over
         :raises OtherIoError: code ``child_run_task_failed``, if nobody can drive it
         """
         try:
-            return self._wait(run_id)
+            row = self._wait(run_id, until_us)
         except StorageError as error:
             raise StoreInterrupt(str(error), error) from error
         except ChildRunError as error:
@@ -110,6 +118,11 @@ class RunNursery:
                 retryable=error.retryable,
                 details={"code": error.code},
             ) from error
+        if not row.is_terminal:
+            raise AwaitTimeoutError(
+                f"child run {run_id} had not ended when the await's time was over; it goes on, and may be awaited again"
+            )
+        return row
 
     def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
         """Return how a terminal run ended."""

@@ -11,7 +11,7 @@ from airflow_childrun.engine.fact_io import FactIo, ReplayIo, Scene
 from airflow_childrun.engine.live_io import LiveIo
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.journal import Pen
 from airflow_childrun.runtime.nursery import RunNursery
 from airflow_childrun.runtime.waiting import Hold, RunWaits
 from airflow_childrun.store.api import RunRow
@@ -28,13 +28,13 @@ class Surroundings:
     """
 
     hand_over: Callable[[UUID], None]
-    wait: Callable[[UUID, Hold], RunRow]
+    wait: Callable[[UUID, Hold, int | None], RunRow]
     wait_all: Callable[[Sequence[UUID], Hold], None]
     ring: Callable[[Iterable[UUID]], None]
     hold: Hold
 
 
-def make_io(house: House, journal: RunJournal, env: LiveIoEnv, config: RunConfig, around: Surroundings) -> FactIo:
+def make_io(house: House, journal: Pen, env: LiveIoEnv, config: RunConfig, around: Surroundings) -> FactIo:
     """Return the IO of an attempt: live, or over recorded facts alone."""
     replay = config.io_mode == "Replay"
     router = _router(house, journal, env, around, replay=replay)
@@ -44,12 +44,12 @@ def make_io(house: House, journal: RunJournal, env: LiveIoEnv, config: RunConfig
     return LiveIo(scene, router, house.sources, RunWaits(house, journal, around.hold))
 
 
-def _router(house: House, journal: RunJournal, env: LiveIoEnv, around: Surroundings, *, replay: bool) -> Router:
+def _router(house: House, journal: Pen, env: LiveIoEnv, around: Surroundings, *, replay: bool) -> Router:
     nursery = RunNursery(
         house,
         journal.history,
         around.hand_over,
-        lambda run_id: around.wait(run_id, around.hold),
+        lambda run_id, until_us: around.wait(run_id, around.hold, until_us),
         lambda run_ids: around.wait_all(run_ids, around.hold),
     )
     registry = TransportRegistry(house.transports.all().values())
@@ -60,7 +60,7 @@ def _router(house: House, journal: RunJournal, env: LiveIoEnv, around: Surroundi
 class _ChildRuns:
     """The factory of the child-run transport, an ordinary member of the registry."""
 
-    def __init__(self, house: House, journal: RunJournal, nursery: RunNursery) -> None:
+    def __init__(self, house: House, journal: Pen, nursery: RunNursery) -> None:
         self._house = house
         self._journal = journal
         self._nursery = nursery

@@ -27,6 +27,7 @@ from airflow_childrun.store.api import RunRow
 
 _log = logging.getLogger("airflow_childrun")
 CONFLICT_TRIES = 20
+LATEST_US = 2**63 - 1
 
 
 class Supervisor:
@@ -54,9 +55,10 @@ class Supervisor:
                 self._house.scheduler.start("childrun inbox", self._carry_mail)
         self._house.slots.submit(run_id, self._beginner(run_id))
 
-    def wait(self, run_id: UUID, hold: Hold | None = None) -> RunRow:
+    def wait(self, run_id: UUID, hold: Hold | None = None, until_us: int | None = None) -> RunRow:
         """Wait until a run has ended, driving it if nobody else does; a slot that is held is given back meanwhile.
 
+        :param until_us: the store's time, in microseconds UTC, after which the run is returned as it is; None = never
         :raises Abandoned: if the process gives up
         :raises ChildRunError: if the run cannot be driven here
         """
@@ -66,10 +68,10 @@ class Supervisor:
         self.hand_over(run_id)
         self._house.slots.promote(run_id)
         if hold is None:
-            return self._watch(run_id, Hold(self._house))
+            return self._watch(run_id, Hold(self._house), until_us)
         hold.release()
         try:
-            row = self._watch(run_id, hold)
+            row = self._watch(run_id, hold, until_us)
         except (ChildRunError, CancelInterrupt, DeadlineInterrupt):
             # The handler is told and goes on, so it needs its slot as after any other answer.
             hold.take_again()
@@ -204,11 +206,13 @@ class Supervisor:
             driver.on_open = lambda journal, mailbox: self._register(run_id, journal, mailbox)
             return driver.drive()
         except Abandoned:
+            driver.outlast_handlers()
             if driver.journal is not None:
                 driver.journal.revive()
                 driver.journal.release()
             raise
         except Interrupt:
+            driver.outlast_handlers()
             if driver.journal is not None and self._house.keeper.owns(driver.journal.session_id):
                 self._let_go(driver.journal)
             raise
@@ -251,23 +255,26 @@ class Supervisor:
         with self._monitor:
             self._undrivable[run_id] = error
 
-    def _watch(self, run_id: UUID, hold: Hold) -> RunRow:
-        """Wait for a run that this process or another one drives."""
-        now_s = self._house.scheduler.now_s
+    def _watch(self, run_id: UUID, hold: Hold, until_us: int | None) -> RunRow:
+        """Wait for a run that this process or another one drives, or until the time is over."""
+        now_s, now_us = self._house.scheduler.now_s, self._house.now_us
+        until = LATEST_US if until_us is None else until_us
         while True:
-            hold.wait_while(lambda: run_id in self._active)
+            hold.wait_while(
+                lambda: run_id in self._active and now_us() < until, lambda: max(0.0, (until - now_us()) / 1_000_000)
+            )
             with self._monitor:
                 self._check_open()
                 error = self._undrivable.get(run_id)
             row = self._find(run_id)
-            if row.is_terminal:
+            if row.is_terminal or now_us() >= until:
                 return row
             if error is not None:
                 raise error
             if self._may_drive(row):
                 self.hand_over(run_id)
             else:
-                look_at = now_s() + self._house.limits.poll_s
+                look_at = now_s() + min(self._house.limits.poll_s, (until - now_us()) / 1_000_000)
                 hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s())  # noqa: B023
 
     def _may_drive(self, row: RunRow) -> bool:

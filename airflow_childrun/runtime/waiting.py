@@ -8,7 +8,7 @@ from airflow_childrun.clock import Entropy
 from airflow_childrun.errors import Abandoned
 from airflow_childrun.model.events import WAIT_OPENED, DomainEvent
 from airflow_childrun.runtime.house import House
-from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.journal import Pen
 from airflow_childrun.runtime.mail import Mailbox
 
 LONGEST_LOOK_S = 60.0
@@ -18,26 +18,48 @@ LONGEST_LOOK_S = 60.0
 class Hold:
     """The slot that a driven run holds, or does not hold while it waits."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, *, held: bool = True) -> None:
         self._slots = house.slots
         self._house = house
-        self._held = True
+        self._held = held
+        self._is_dead = False
         self.mailbox: Mailbox | None = None
+
+    def lend(self) -> Hold:
+        """Return a hold on the same slot for a handler that may be abandoned; see :meth:`regain`."""
+        lent = Hold(self._house, held=self._held)
+        lent.mailbox = self.mailbox
+        return lent
+
+    def regain(self, lent: Hold) -> None:
+        """Take the slot back as it is, held or not; who waits with the lent hold, or tries to, is told that it is over."""
+        with self._slots.monitor:
+            lent._is_dead = True
+            self._held = lent._held
+            self._slots.monitor.notify_all()
 
     def release(self) -> None:
         """Give the slot back, once."""
-        if self._held:
+        with self._slots.monitor:
+            if self._is_dead or not self._held:
+                return
             self._held = False
-            self._slots.release()
+        self._slots.release()
 
     def take_again(self) -> None:
         """Take a slot to go on.
 
-        :raises Abandoned: if the process gives up
+        :raises Abandoned: if the process gives up, or the attempt that waited was abandoned
         """
-        if not self._held:
-            self._slots.take_again()
-            self._held = True
+        if self._held:
+            return
+        self._slots.take_again()
+        with self._slots.monitor:
+            if not self._is_dead:
+                self._held = True
+                return
+        self._slots.release()
+        raise _abandoned()
 
     def wait_until(self, until_us: int) -> None:
         """Wait, holding no slot, until the store's time has come.
@@ -70,6 +92,8 @@ class Hold:
             while condition():
                 if self._slots.is_closed:
                     raise Abandoned("this process gave the run up while it waited")
+                if self._is_dead:
+                    raise _abandoned()
                 if self.mailbox is not None and self.mailbox.is_due():
                     return True
                 most_s = min(longest_s(), LONGEST_LOOK_S)
@@ -80,10 +104,15 @@ class Hold:
 class RunWaits:
     """The durable waits of one attempt."""
 
-    def __init__(self, house: House, journal: RunJournal, hold: Hold) -> None:
+    def __init__(self, house: House, journal: Pen, hold: Hold) -> None:
         self._house = house
         self._journal = journal
         self._hold = hold
+
+    def open(self, key: str, delay_us: int) -> int:
+        """Open a wait under a key, unless there is one, and return its end without waiting."""
+        opened = self.find(key)
+        return self._open(key, 1, delay_us) if opened is None else opened[1]
 
     def find(self, key: str) -> tuple[int, int] | None:
         """Return number and end of the last wait opened under a key, or None."""
@@ -92,10 +121,12 @@ class RunWaits:
 
     def pause(self, key: str, number: int, delay_us: int) -> None:
         """Open wait ``number`` under a key, and wait."""
+        self.resume(self._open(key, number, delay_us))
+
+    def _open(self, key: str, number: int, delay_us: int) -> int:
         until = self._house.now_us() + delay_us
-        payload = {"key": key, "try": number, "until": until}
-        self._journal.append([DomainEvent(name=WAIT_OPENED, payload=payload)])
-        self.resume(until)
+        self._journal.append([wait_event(key, number, until)])
+        return until
 
     def resume(self, until_us: int) -> None:
         """Wait what is left."""
@@ -105,6 +136,15 @@ class RunWaits:
     def jitter(self, delay_us: int, percent: int) -> int:
         """Return a delay of which ``percent`` is random."""
         return with_jitter(delay_us, percent, self._house.entropy)
+
+
+def wait_event(key: str, number: int, until_us: int) -> DomainEvent:
+    """Return the event that opens a wait."""
+    return DomainEvent(name=WAIT_OPENED, payload={"key": key, "try": number, "until": until_us})
+
+
+def _abandoned() -> Abandoned:
+    return Abandoned("this attempt ran out of time")
 
 
 def with_jitter(delay_us: int, percent: int, entropy: Entropy) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from airflow_childrun.engine.ports import Extras, IoCall, Journal, Reply, RunIdentity, Superseded
+from airflow_childrun.engine.ports import Extras, IoCall, Journal, Reply, RunIdentity, Superseded, Within
 from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, prepare_run
 from airflow_childrun.errors import ChildRunError, IoError, MissingFactKeyError, OtherIoError
 from airflow_childrun.ids import child_run_id
@@ -58,9 +58,10 @@ class Nursery(Protocol):
     def hand_over(self, run_id: UUID) -> None:
         """Let the process drive a child from now on."""
 
-    def wait_terminal(self, run_id: UUID) -> RunRow:
+    def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:
         """Wait, holding no slot, until a run has ended.
 
+        :raises AwaitTimeoutError: if it has not when the time is over
         :raises OtherIoError: code ``child_run_task_failed``, if nobody can drive it
         """
 
@@ -152,7 +153,7 @@ class ChildRunTransport:
             if wanted is None or known is not call:
                 wanted = read_wanted(call.request, self._policy)
             return self._spawn(call.fact_key, wanted, superseded)
-        return self._await(read_await_request(call.request))
+        return self._await(read_await_request(call.request), call.within)
 
     def _spawn(self, key: str, wanted: Wanted, superseded: Superseded | None) -> Reply:
         """Build the child; it comes into being with its parent's fact.
@@ -259,9 +260,10 @@ class ChildRunTransport:
             parent_run_id=str(self._identity.run_id), child_run_id=str(run_id), child_manifest_id=manifest
         ).to_json()
 
-    def _await(self, request: AwaitRequest) -> Reply:
+    def _await(self, request: AwaitRequest, within: Within | None) -> Reply:
         """Wait for the end of one's own child, or of its newest generation.
 
+        :raises AwaitTimeoutError: if the time is over first
         :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``, ``child_run_foreign``,
             ``child_run_task_failed``
         """
@@ -282,10 +284,12 @@ class ChildRunTransport:
         newest = self._nursery.newest_generation(named.slot_id)
         if newest.status in ("Failed", "Cancelled") and self._nursery.must_heal(newest):
             newest = self._heal(newest)
-        row = newest if newest.is_terminal else self._nursery.wait_terminal(newest.run_id)
+        until_us = within.until_us if within else None
+        row = newest if newest.is_terminal else self._nursery.wait_terminal(newest.run_id, until_us)
         answer = self._nursery.end_of(row, compact=request.compact)
         linkage = completed_event(row)
         meta = {"status": row.status, "head_seq": row.head.seq, "head_hash": row.head.hash}
+        meta |= {"timer": within.key} if within else {}
         return Reply(answer, meta={**meta, "child_run_id": str(row.run_id)}, linkage=(linkage,))
 
     def _heal(self, failed: RunRow) -> RunRow:

@@ -71,7 +71,7 @@ def work(io: Any) -> list[int]:
     io.step(call, "before")
     io.sleep(SLEEP_S)
     io.step(call, "between")
-    return [result.output for result in io.map(clock_child, [1, 2], timeout_s=600)]
+    return [result.output for result in io.map(clock_child, [1, 2], timeout=600)]
 
 
 @operation(version="1")

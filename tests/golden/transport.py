@@ -83,7 +83,7 @@ def _answer(engine: ExecutionEngine, parent: UUID, call: Mapping[str, Any]) -> d
         house,
         RunHistory(parent, parent),
         engine.supervisor.hand_over,
-        engine.supervisor.wait,
+        lambda run_id, until_us: engine.supervisor.wait(run_id, None, until_us),
         lambda run_ids: None,
     )
     factories = TransportRegistry([*house.transports.all().values(), _ChildRuns(house, journal, nursery)])
@@ -143,6 +143,9 @@ class _ParentlessJournal:
 
 class _NoWaits:
     """The recorded calls wait for nothing."""
+
+    def open(self, key: str, delay_us: int) -> int:
+        raise AssertionError(key)
 
     def find(self, key: str) -> tuple[int, int] | None:
         return None

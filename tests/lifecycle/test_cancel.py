@@ -63,7 +63,7 @@ def leaves_a_child(io: Any, name: str) -> None:
 
 @operation(version="1")
 def hurried(io: Any, name: str) -> list[str | None]:
-    (result,) = io.map(sleeper, [name], timeout_s=0.3)
+    (result,) = io.map(sleeper, [name], timeout=0.3)
     return [result.status, result.error.code if result.error else None]
 
 

@@ -110,7 +110,7 @@ def perform(io: Any, lines: list[Any], program: Program) -> list[Any]:
             raise StateError(label, code="stopped")
         elif kind == "spawn":
             op = OPERATIONS[more[0]]
-            children[label] = io.spawn(op, more[1], key=label, timeout_s=more[2])
+            children[label] = io.spawn(op, more[1], key=label, timeout=more[2])
         elif kind == "await":
             found.append(_end(io.await_child(children[label])))
         elif kind == "map":

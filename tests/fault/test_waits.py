@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable
@@ -28,8 +28,12 @@ from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_tree
 
 pytestmark = pytest.mark.fault
-WAIT_S = 2
+WAIT_S = 3
 WAIT_US = WAIT_S * 1_000_000
+LONGEST_S = 60
+CLEAN = multiprocessing.get_context("forkserver")
+"""Processes that begin with a single thread, whatever else runs in this one."""
+CLEAN.set_forkserver_preload([__name__])
 LATE_US = 30_000_000
 """However slow the machine: a wait that began anew would end later than its record says by WAIT_S at least."""
 ONCE = RetryPolicy(max_attempts=2, backoff=Fixed(delay=Duration(secs=WAIT_S)))
@@ -58,7 +62,7 @@ def backs_off(io: Any) -> str:
 @operation(version="1")
 def awaits(io: Any) -> str:
     try:
-        io.await_child(io.spawn(sleeps_for_long, timeout=3 * WAIT_S), timeout=WAIT_S)
+        io.await_child(io.spawn(sleeps_for_long, timeout=WAIT_S + 1), timeout=WAIT_S)
     except AwaitTimeoutError as error:
         return error.code
     return "never"
@@ -76,55 +80,62 @@ def engine_on(url: str, number: int) -> ExecutionEngine:
     return ExecutionEngine(House(SqlStore(url), RegistryResolver(), standard(), limits=limits, owner=owner))
 
 
-def killed_while(url: str, run_id: UUID, number: int, waits: Callable[[], bool]) -> None:
-    """Drive a run in a process of its own, and kill that once the run waits."""
-    pid = os.fork()
-    if pid == 0:
-        engine_on(url, number).resume(run_id)
-        os._exit(0)
-    until = time.monotonic() + 20
+def drive(url: str, run_ids: list[UUID], number: int) -> None:
+    """Be a process that drives runs to their ends."""
+    engine = engine_on(url, number)
+    for run_id in run_ids:
+        engine.supervisor.hand_over(run_id)
+    for run_id in run_ids:
+        engine.resume(run_id)
+    engine.close()
+
+
+def killed_while(url: str, run_ids: list[UUID], number: int, waits: Callable[[], bool]) -> None:
+    """Drive runs in a process of its own, and kill that once they all wait."""
+    process = CLEAN.Process(target=drive, args=(url, run_ids, number))
+    process.start()
+    until = time.monotonic() + LONGEST_S
     while not waits():
         assert time.monotonic() < until
         time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status)
+    process.kill()
+    process.join(LONGEST_S)
+    assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", ["sleeps", "backs_off", "awaits", "takes_too_long"])
-def test_a_kill_in_the_middle_of_a_wait_neither_forgets_nor_repeats_it(tmp_path: Path, name: str) -> None:
-    """Killed twice: its end stands in the log once, and the run goes on when it has come."""
+def test_a_kill_in_the_middle_of_a_wait_neither_forgets_nor_repeats_it(tmp_path: Path) -> None:
+    """Killed twice in a sleep, a backoff, an await and a state with a timeout: each end stands in the log once."""
     url = f"sqlite:///{tmp_path}/store.db"
     upgrade(url)
-    store = SqlStore(url)
-    config = {"backs_off": backs_off, "awaits": awaits}.get(name, sleeps).run_config
-    run_id = engine_on(url, 0).create(build_manifest(name, "1", input=None, run_config=config))
-    store.close()
+    creator = engine_on(url, 0)
+    names = {op.name: op for op in (sleeps, backs_off, awaits, takes_too_long)}
+    run_ids = {
+        creator.create(build_manifest(name, "1", input=None, run_config=op.run_config)): name
+        for name, op in names.items()
+    }
+    watcher = creator.house.store
 
-    def has_opened() -> bool:
-        row = SqlStore(url).find_run(run_id)
-        return row is not None and row.wake_at is not None
+    def have_opened() -> bool:
+        return all(row.wake_at is not None for row in watcher.get_runs(run_ids).values())
 
-    def has_been_entered_again() -> bool:
-        row = SqlStore(url).find_run(run_id)
-        return row is not None and row.head.epoch == 2
+    def have_been_entered_again() -> bool:
+        return all(row.head.epoch == 2 for row in watcher.get_runs(run_ids).values())
 
-    killed_while(url, run_id, 1, has_opened)
-    killed_while(url, run_id, 2, has_been_entered_again)
-    last = engine_on(url, 3)
-    ended = last.resume(run_id)
-    assert ended.phase == ("Failed" if name == "takes_too_long" else "Completed")
-    events = decode_events(SqlStore(url).read_events(run_id))
-    recorded = {until for _, event in events for until in ends_of_waits(event)}
-    assert len(recorded) == 1
-    (until,) = recorded
-    done = last.house.find_run(run_id)
-    assert done is not None
-    assert done.ended_at is not None
-    assert 0 <= done.ended_at - until < LATE_US
-    assert until - done.created_at < WAIT_US + LATE_US
-    assert verify_tree(SqlStore(url), run_id) == []
-    last.close()
+    killed_while(url, list(run_ids), 1, have_opened)
+    killed_while(url, list(run_ids), 2, have_been_entered_again)
+    last = CLEAN.Process(target=drive, args=(url, list(run_ids), 3))
+    last.start()
+    last.join(LONGEST_S)
+    for run_id, name in run_ids.items():
+        done = watcher.get_runs([run_id])[run_id]
+        assert done.status == ("Failed" if name == "takes_too_long" else "Completed")
+        events = decode_events(watcher.read_events(run_id))
+        (until,) = {until for _, event in events for until in ends_of_waits(event)}
+        assert done.ended_at is not None
+        assert 0 <= done.ended_at - until < LATE_US
+        assert until - done.created_at < WAIT_US + LATE_US
+        assert verify_tree(watcher, run_id) == []
+    watcher.close()
 
 
 def ends_of_waits(event: Any) -> list[int]:

@@ -35,7 +35,9 @@ def test_an_await_timeout_ends_the_wait_and_no_child() -> None:
         return House(store, RegistryResolver(), standard())
 
     engine = ExecutionEngine(house())
-    run_id = engine.create(build_manifest("outlasts_its_task", "1", input=None, run_config=outlasts_its_task.run_config))
+    run_id = engine.create(
+        build_manifest("outlasts_its_task", "1", input=None, run_config=outlasts_its_task.run_config)
+    )
     tasks = [Driving(house(), TaskObserver(store)) for _ in range(2)]
     for task in tasks:
         with pytest.raises(HostError) as raised:

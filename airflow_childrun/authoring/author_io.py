@@ -15,7 +15,7 @@ from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildRes
 from airflow_childrun.authoring.steps import StepCall, as_policy
 from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder, Within
 from airflow_childrun.errors import InputError
-from airflow_childrun.model.config import Duration, RetryPolicy, RunConfig, Span
+from airflow_childrun.model.config import ChildRetryPolicy, Duration, RetryPolicy, RunConfig, Span
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest
 
 R = TypeVar("R")
@@ -113,16 +113,19 @@ class Io:
         config: Any = None,
         run_config: RunConfig | None = None,
         timeout: Span | None = None,
+        child_retry_policy: int | ChildRetryPolicy | None = None,
     ) -> ChildHandle:
         """Spawn a child run; it works from now on beside this one.
 
         :param timeout: how long it may take from now on, in seconds or as a timedelta; then it ends as Failed, code
             ``run_timed_out``, and what it spawned is asked to end
+        :param child_retry_policy: how often it may be tried again as a whole after it has failed, with growing waits, or a
+            whole policy; whoever awaits it is told of the last attempt alone
         :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``
         :raises InputError: if the input does not fit the operation
         """
         full_key = self._key(key, operation.name)
-        request = _spawn_request(operation, input, config, run_config, timeout)
+        request = _spawn_request(operation, input, config, run_config, timeout, child_retry_policy)
         answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
         return _handle(answer, operation, full_key)
 
@@ -153,12 +156,14 @@ class Io:
         config: Any = None,
         run_config: RunConfig | None = None,
         timeout: Span | None = None,
+        child_retry_policy: int | ChildRetryPolicy | None = None,
     ) -> list[ChildResult]:
         """Run an operation once per element, all side by side, and return how each ended, in the order of the elements.
 
         :param key: a function of the element, or a field's name, that names the child; by default its position does
         :param timeout: how long each child may take from now on, in seconds or as a timedelta; then it ends as Failed,
             code ``run_timed_out``
+        :param child_retry_policy: how often a child may be tried again as a whole, as for :meth:`spawn`
         :raises InputError: if two elements have the same key, or an input does not fit
         """
         elements = list(inputs)
@@ -166,7 +171,7 @@ class Io:
         calls = []
         for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
             with in_element(index, f"io.map({operation.name})"):
-                request = _spawn_request(operation, element, config, run_config, timeout)
+                request = _spawn_request(operation, element, config, run_config, timeout, child_retry_policy)
             calls.append(IoCall(SPAWN, request, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
@@ -263,7 +268,12 @@ def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> Child
 
 
 def _spawn_request(
-    operation: Spawnable, element: Any, config: Any, run_config: RunConfig | None, timeout: Span | None
+    operation: Spawnable,
+    element: Any,
+    config: Any,
+    run_config: RunConfig | None,
+    timeout: Span | None,
+    child_retry_policy: int | ChildRetryPolicy | None,
 ) -> dict[str, Any]:
     return SpawnRequest(
         op_id=operation.name,
@@ -273,6 +283,7 @@ def _spawn_request(
         run_config=run_config or operation.run_config,
         parent_close_policy="cancel",
         timeout=None if timeout is None else Duration.of(timeout, f"the timeout of {operation.name}"),
+        child_retry_policy=ChildRetryPolicy.of(child_retry_policy, f"the child_retry_policy of {operation.name}"),
     ).to_json()
 
 

@@ -15,6 +15,7 @@ from airflow_childrun.errors import (
     InvalidPlanError,
     SecretsDetectedError,
 )
+from airflow_childrun.model.config import ChildRetryPolicy
 from airflow_childrun.model.events import ENGINE, Continues, Parent, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan
@@ -82,6 +83,8 @@ class Request:
     parent_close_policy: Literal["cancel", "abandon"] | None = None
     airflow: Mapping[str, Any] | None = None
     deadline_at: int | None = None
+    child_retry_policy: ChildRetryPolicy | None = None
+    child_attempt: int = 1
     is_checked: bool = False
 
 
@@ -167,6 +170,8 @@ def _started(request: Request, lineage: Lineage, plan: ExecutionPlan, manifest_i
         generation=lineage.generation,
         continues=lineage.continues,
         parent_close_policy=request.parent_close_policy,
+        child_retry_policy=request.child_retry_policy,
+        child_attempt=request.child_attempt,
         deadline_at=request.deadline_at,
         on_cancel=plan.on_cancel is not None,
         airflow=dict(request.airflow) if request.airflow else None,

@@ -137,6 +137,34 @@ class RetryPolicy(Wire):
         return max(1, self.max_attempts)
 
 
+class ChildRetryPolicy(RetryPolicy):
+    """How often a child is tried as a whole.
+
+    :param max_attempts: all attempts, the first included
+    :param mode: the next attempt goes on at the last checkpoint with what is recorded, or starts afresh
+    :param non_retryable: codes of errors after which it is not tried again
+    """
+
+    _added = frozenset({"jitter_percent", "mode", "non_retryable"})
+    mode: Literal["continue", "afresh"] = "continue"
+    non_retryable: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    @classmethod
+    def of(cls, given: int | ChildRetryPolicy | dict[str, Any] | None, where: str) -> ChildRetryPolicy | None:
+        """Read what an author wrote: a number of further attempts, with waits of 1, 2, 4 ... 60 seconds, or a policy.
+
+        :raises InputError: naming ``where`` and what is wrong
+        """
+        if given is None:
+            return None
+        if isinstance(given, int) and not isinstance(given, bool):
+            backoff = Exponential(base_delay=Duration(secs=1), max_delay=Duration(secs=60))
+            if given < 0:
+                raise InputError(f"{where} is {given}; give a number of further attempts, 0 or more, or a policy")
+            return cls.from_author({"max_attempts": given + 1, "backoff": backoff}, where)
+        return cls.from_author(given, where)
+
+
 class CustomName(Wire):
     """A named variant: ``{"Custom": "name"}``."""
 

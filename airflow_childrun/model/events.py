@@ -13,6 +13,7 @@ from pydantic import AfterValidator, ValidationError
 
 from airflow_childrun.errors import CorruptionError, ErrorInfo, InvalidIdError
 from airflow_childrun.ids import require_op_id, require_state_id
+from airflow_childrun.model.config import ChildRetryPolicy
 from airflow_childrun.model.wire import Wire
 
 ENGINE = 1
@@ -45,7 +46,7 @@ class RunStarted(Wire):
     """A run exists.
 
     V1: ``op_id, manifest_id, initial_snapshot_id``. Ours adds ``engine`` and, where they apply, the plan's artifact id
-    (its digest), lineage, generation, what closing policy the parent chose, and for host runs ``kind``, ``airflow`` and, after
+    (its digest), lineage, generation, what closing and retry policies the parent chose (and which attempt under the latter it is), and for host runs ``kind``, ``airflow`` and, after
     the first generation, ``slot_id``: the first one's id, which no parent tells.
     """
 
@@ -64,6 +65,8 @@ class RunStarted(Wire):
             "slot_id",
             "continues",
             "parent_close_policy",
+            "child_retry_policy",
+            "child_attempt",
             "deadline_at",
             "on_cancel",
             "airflow",
@@ -84,6 +87,8 @@ class RunStarted(Wire):
     slot_id: str | None = None
     continues: Continues | None = None
     parent_close_policy: Literal["cancel", "abandon"] | None = None
+    child_retry_policy: ChildRetryPolicy | None = None
+    child_attempt: int = 1
     deadline_at: int | None = None
     on_cancel: bool = False
     airflow: Any = None

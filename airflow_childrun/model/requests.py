@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from airflow_childrun.errors import OtherIoError
-from airflow_childrun.model.config import V1_REQUIRED, Duration, RunConfig
+from airflow_childrun.model.config import V1_REQUIRED, ChildRetryPolicy, Duration, RunConfig
 from airflow_childrun.model.wire import Wire
 
 SPAWN = "machine.child_run.spawn"
@@ -25,9 +25,10 @@ class SpawnRequest(Wire):
 
     :param parent_close_policy: what becomes of the child when its parent fails; absent (V1): ``abandon``
     :param timeout: after which the child ends as Failed, counted from the spawn; never later than its parent's deadline
+    :param child_retry_policy: how often it is tried as a whole
     """
 
-    _added = frozenset({"parent_close_policy", "timeout"})
+    _added = frozenset({"parent_close_policy", "timeout", "child_retry_policy"})
     kind: Literal["child_run_spawn_v1"] = SPAWN_KIND
     op_id: str
     op_version: str
@@ -37,6 +38,7 @@ class SpawnRequest(Wire):
     initial_context: Any = None
     parent_close_policy: ClosePolicy | None = None
     timeout: Duration | None = None
+    child_retry_policy: ChildRetryPolicy | None = None
 
 
 class SpawnResponse(Wire):

@@ -93,6 +93,14 @@ class RunDriver:
             self._ender(journal).finish_timed_out()
             return "ended"
 
+    @property
+    def may_be_tried_again(self) -> bool:
+        """Whether the run has failed, and its parent may open another attempt."""
+        history = self.journal.history if self.journal is not None else None
+        if history is None or history.finished is None or history.finished.status != "Failed":
+            return False
+        return history.start.child_retry_policy is not None
+
     def outlast_handlers(self) -> None:
         """Wait until no handler of the run is at work in this process: only then may its lease be given back."""
         self._timed.outlast()

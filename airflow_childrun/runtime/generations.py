@@ -16,6 +16,7 @@ from airflow_childrun.runtime.histories import load_history, read_manifest
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Store
 from airflow_childrun.store.codec import decode_event
+from airflow_childrun.transports.nursery import NextAttempt
 
 PAGE = 500
 DAG_RUN_OPERATION = "airflow_dag_run"
@@ -80,16 +81,18 @@ def find_cleaned_up(store: Store, rows: Iterable[RunRow]) -> set[UUID]:
     return found
 
 
-def next_generation(house: House, row: RunRow, opener: RunIdentity) -> Succession:
+def next_generation(house: House, row: RunRow, opener: RunIdentity, again: NextAttempt | None = None) -> Succession:
     """Return what opens the next generation of a terminal run: it continues, or starts afresh what was cleaned up.
 
+    :param again: which attempt under its retry policy it is; None: the first one
     :raises NotFoundError: code ``run_not_found``
     :raises ChildRunError: why an operation that is to start afresh cannot
     """
     history = load_history(house.store, row.run_id)
-    if history.has_cleaned_up or row.op_id == DAG_RUN_OPERATION:
-        return _afresh(house, row, opener, history)
-    run_id, step = _continuing(house.store, row, opener, history)
+    attempt = 1 if again is None else again.attempt
+    if history.has_cleaned_up or row.op_id == DAG_RUN_OPERATION or (again is not None and again.afresh):
+        return _afresh(house, row, opener, history, attempt)
+    run_id, step = _continuing(house.store, row, opener, history, attempt)
     return Succession(run_id, step)
 
 
@@ -101,7 +104,9 @@ def continuation(store: Store, row: RunRow, opener: RunIdentity) -> tuple[UUID, 
     return _continuing(store, row, opener, load_history(store, row.run_id))
 
 
-def _continuing(store: Store, row: RunRow, opener: RunIdentity, history: RunHistory) -> tuple[UUID, RunStep]:
+def _continuing(
+    store: Store, row: RunRow, opener: RunIdentity, history: RunHistory, attempt: int = 1
+) -> tuple[UUID, RunStep]:
     before = history.start
     parent = before.parent or Parent(run_id=str(opener.run_id), fact_key="", slot_owner_id=str(opener.chain_id))
     key, owner = parent.fact_key, UUID(parent.slot_owner_id)
@@ -115,6 +120,7 @@ def _continuing(store: Store, row: RunRow, opener: RunIdentity, history: RunHist
             "parent": parent.model_copy(update={"run_id": str(opener.run_id)}),
             "root_run_id": str(row.root_run_id),
             "generation": generation,
+            "child_attempt": attempt,
             "deadline_at": _deadline(store, row, opener),
             "continues": Continues(run_id=str(row.run_id), seq=row.head.seq, hash=row.head.hash),
         }
@@ -122,7 +128,7 @@ def _continuing(store: Store, row: RunRow, opener: RunIdentity, history: RunHist
     return run_id, create_step(started, _lineage(row, opener, owner, key))
 
 
-def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory) -> Succession:
+def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory, attempt: int) -> Succession:
     """Ask once more for what the slot's chain was asked for, with the context that it began with."""
     before = history.start
     if before.parent is None:
@@ -134,6 +140,8 @@ def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory)
         parent_close_policy=before.parent_close_policy,
         airflow=before.airflow,
         deadline_at=_deadline(house.store, row, opener),
+        child_retry_policy=before.child_retry_policy,
+        child_attempt=attempt,
         is_checked=True,
     )
     lineage = _lineage(row, opener, UUID(before.parent.slot_owner_id), before.parent.fact_key)

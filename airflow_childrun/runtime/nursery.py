@@ -16,10 +16,12 @@ from airflow_childrun.errors import (
     StorageError,
     StoreInterrupt,
 )
+from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.ends import end_of, ends_of
 from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import RunRow
+from airflow_childrun.transports.nursery import NextAttempt, Settle
 
 T = TypeVar("T")
 
@@ -32,7 +34,7 @@ class RunNursery:
 
     :param hand_over: gives a run to the process's supervisor
     :param wait: waits for a run's end or a time, holding no slot
-    :param wait_all: waits until none of the runs is driven here any more, holding no slot
+    :param wait_some: see :meth:`~airflow_childrun.runtime.supervisor.Supervisor.wait_some`
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class RunNursery:
         history: RunHistory,
         hand_over: Callable[[UUID], None],
         wait: Callable[[UUID, int | None], RunRow],
-        wait_all: Callable[[Sequence[UUID]], None],
+        wait_some: Callable[[Sequence[UUID], int | None], set[UUID]],
     ) -> None:
         self._house = house
         self._history = history
         self._wait = wait
-        self._wait_all = wait_all
+        self._wait_some = wait_some
         self.hand_over = hand_over
         self._rows: dict[UUID, RunRow | None] = {}
         self._newest: dict[UUID, RunRow] = {}
@@ -63,19 +65,40 @@ class RunNursery:
         found = self._patiently(lambda: get_many(self._house.store, run_ids))
         self._rows |= {run_id: found.get(run_id) for run_id in run_ids}
 
-    def gather(self, run_ids: Sequence[UUID], *, compact: bool) -> None:
+    def gather(self, run_ids: Sequence[UUID], settle: Settle, *, compact: bool) -> None:
         """Wait for many children at once, and read how they ended."""
         store = self._house.store
         named = self._patiently(lambda: get_many(store, run_ids))
         slots = [row.slot_id for row in named.values()]
         newest = self._patiently(lambda: newest_of(store, slots))
-        self._wait_all([row.run_id for row in newest.values() if not row.is_terminal])
-        ended = self._patiently(lambda: get_many(store, (row.run_id for row in newest.values())))
-        done = {slot: ended[row.run_id] for slot, row in newest.items() if ended[row.run_id].status == "Completed"}
+        done = {slot: row for slot, row in settle(newest).items() if row.status == "Completed"}
         answers = self._patiently(lambda: ends_of(store, list(done.values()), compact=compact))
         self._rows |= named
         self._newest |= done
         self._ends |= {(run_id, compact): answer for run_id, answer in answers.items()}
+
+    def wait_some(self, run_ids: Sequence[UUID], until_us: int | None) -> set[UUID]:
+        """Wait, holding no slot, until something has become of some children; return those that are still driven here."""
+        return self._wait_some(run_ids, until_us)
+
+    def get_runs(self, run_ids: Sequence[UUID]) -> dict[UUID, RunRow]:
+        """Return the rows of those runs that exist."""
+        return self._patiently(lambda: get_many(self._house.store, run_ids))
+
+    def next_attempt(self, row: RunRow) -> Again | None:
+        """Return the attempt that is to follow a child's failed one, or None."""
+        return self._patiently(lambda: next_attempt(self._house.store, row))
+
+    def find_wait(self, key: str) -> tuple[int, int] | None:
+        """Return number and end of the last wait that the run opened under a key, or None."""
+        wait = self._history.waits.get(key)
+        return None if wait is None else (wait.number, wait.until)
+
+    def too_late(self, run_id: UUID) -> AwaitTimeoutError:
+        """Return the error for an await whose time is over."""
+        return AwaitTimeoutError(
+            f"child run {run_id} had not ended when the await's time was over; it goes on, and may be awaited again"
+        )
 
     def find_run(self, run_id: UUID) -> RunRow | None:
         """Return a run's row.
@@ -119,9 +142,7 @@ class RunNursery:
                 details={"code": error.code},
             ) from error
         if not row.is_terminal:
-            raise AwaitTimeoutError(
-                f"child run {run_id} had not ended when the await's time was over; it goes on, and may be awaited again"
-            )
+            raise self.too_late(run_id)
         return row
 
     def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
@@ -129,9 +150,9 @@ class RunNursery:
         known = self._ends.pop((row.run_id, compact), None)
         return known or self._patiently(lambda: end_of(self._house.store, row, compact=compact))
 
-    def next_generation(self, row: RunRow, opener: RunIdentity) -> Succession:
+    def next_generation(self, row: RunRow, opener: RunIdentity, again: NextAttempt | None) -> Succession:
         """Return what opens the generation that follows a terminal one."""
-        return self._patiently(lambda: next_generation(self._house, row, opener))
+        return self._patiently(lambda: next_generation(self._house, row, opener, again))
 
     def must_heal(self, row: RunRow) -> bool:
         """Whether this run continues another and has not opened this slot's next generation yet."""

@@ -30,6 +30,7 @@ class Surroundings:
     hand_over: Callable[[UUID], None]
     wait: Callable[[UUID, Hold, int | None], RunRow]
     wait_all: Callable[[Sequence[UUID], Hold], None]
+    wait_some: Callable[[Sequence[UUID], Hold, int | None], set[UUID]]
     ring: Callable[[Iterable[UUID]], None]
     hold: Hold
 
@@ -50,7 +51,7 @@ def _router(house: House, journal: Pen, env: LiveIoEnv, around: Surroundings, *,
         journal.history,
         around.hand_over,
         lambda run_id, until_us: around.wait(run_id, around.hold, until_us),
-        lambda run_ids: around.wait_all(run_ids, around.hold),
+        lambda run_ids, until_us: around.wait_some(run_ids, around.hold, until_us),
     )
     registry = TransportRegistry(house.transports.all().values())
     registry.register(_ChildRuns(house, journal, nursery))

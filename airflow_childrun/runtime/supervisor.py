@@ -22,7 +22,7 @@ from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.mail import Mailbox
 from airflow_childrun.runtime.run_io import Surroundings
-from airflow_childrun.runtime.waiting import Hold
+from airflow_childrun.runtime.waiting import LONGEST_LOOK_S, Hold
 from airflow_childrun.store.api import RunRow
 
 _log = logging.getLogger("airflow_childrun")
@@ -40,6 +40,7 @@ class Supervisor:
         self._undrivable: dict[UUID, ChildRunError] = {}
         self._mailboxes: dict[UUID, Mailbox] = {}
         self._carries_mail = False
+        self._unwell: set[UUID] = set()
         self.stopped: set[UUID] = set()
 
     def hand_over(self, run_id: UUID) -> None:
@@ -84,16 +85,46 @@ class Supervisor:
 
         :raises Abandoned: if the process gives up
         """
+        wanted = set(run_ids)
+        self._drive_while(run_ids, hold, lambda: not wanted.isdisjoint(self._active))
+
+    def wait_some(self, run_ids: Sequence[UUID], hold: Hold, until_us: int | None = None) -> set[UUID]:
+        """Drive runs until none of them is driven here any more; return those that are.
+
+        Sooner where one has failed that has a retry policy, or a time has come.
+
+        :param until_us: in microseconds UTC, by the store's clock
+        :raises Abandoned: if the process gives up
+        """
+        wanted = set(run_ids)
+        until, now_us = LATEST_US if until_us is None else until_us, self._house.now_us
+
+        def is_quiet() -> bool:
+            if not wanted.isdisjoint(self._unwell) or now_us() >= until:
+                return False
+            return until_us is not None or not wanted.isdisjoint(self._active)
+
+        self._drive_while(run_ids, hold, is_quiet, lambda: max(0.0, (until - now_us()) / 1_000_000))
+        with self._monitor:
+            self._unwell -= wanted
+            return wanted & self._active.keys()
+
+    def _drive_while(
+        self,
+        run_ids: Sequence[UUID],
+        hold: Hold,
+        condition: Callable[[], bool],
+        longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S,
+    ) -> None:
         for run_id in run_ids:
             self.hand_over(run_id)
         for run_id in reversed(run_ids):
             self._house.slots.promote(run_id)
-        wanted = set(run_ids)
-        if not wanted:
+        if not condition():
             return
         hold.release()
         try:
-            hold.wait_while(lambda: not wanted.isdisjoint(self._active))
+            hold.wait_while(condition, longest_s)
         except (CancelInterrupt, DeadlineInterrupt):
             hold.take_again()
             raise
@@ -190,11 +221,14 @@ class Supervisor:
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
             newborn = self._house.cradle.take(run_id)
             row = self._find(run_id) if newborn is None else newborn.row
-            around = Surroundings(self.hand_over, self.wait, self.wait_all, self.ring, hold)
+            around = Surroundings(self.hand_over, self.wait, self.wait_all, self.wait_some, self.ring, hold)
             driver = RunDriver(self._house, row, around, newborn)
             try:
                 if self._driven(run_id, driver) == "stopped":
                     self.stopped.add(run_id)
+                if driver.may_be_tried_again:
+                    with self._monitor:
+                        self._unwell.add(run_id)
             except LeaseLost:
                 if last or (driver.journal is not None and driver.journal.has_written):
                     raise

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
-from airflow_childrun.engine.ports import Extras, IoCall, Journal, Reply, RunIdentity, Superseded, Within
+from airflow_childrun.engine.ports import IoCall, Journal, Reply, Superseded, Within
 from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, prepare_run
 from airflow_childrun.errors import ChildRunError, IoError, MissingFactKeyError, OtherIoError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
-from airflow_childrun.store.api import Artifact, RunRow, RunStep
+from airflow_childrun.store.api import RunRow
 from airflow_childrun.transports.child_requests import (
     Wanted,
     child_mismatch,
@@ -23,71 +23,10 @@ from airflow_childrun.transports.child_requests import (
     read_wanted,
     spawn_digest,
 )
+from airflow_childrun.transports.child_retries import ChildRetries
+from airflow_childrun.transports.nursery import Nursery
 from airflow_childrun.transports.registry import LiveIoEnv
 from airflow_childrun.transports.v1_gaps import linkage_of
-
-
-class Opening(Protocol):
-    """What opens a generation: its id, the step that creates it, what has to be stored with it."""
-
-    @property
-    def run_id(self) -> UUID:
-        """The generation."""
-
-    @property
-    def step(self) -> RunStep:
-        """What creates it."""
-
-    @property
-    def artifacts(self) -> tuple[Artifact, ...]:
-        """What it names and is not stored yet."""
-
-
-class Nursery(Protocol):
-    """What the runtime does for the transport: look, drive, wait. Storage failures are Interrupts."""
-
-    def find_run(self, run_id: UUID) -> RunRow | None:
-        """Return a run's row."""
-
-    def newest_generation(self, slot_id: UUID) -> RunRow:
-        """Return the newest generation of a slot."""
-
-    def now_us(self) -> int:
-        """Return the store's time."""
-
-    def hand_over(self, run_id: UUID) -> None:
-        """Let the process drive a child from now on."""
-
-    def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:
-        """Wait, holding no slot, until a run has ended.
-
-        :raises AwaitTimeoutError: if it has not when the time is over
-        :raises OtherIoError: code ``child_run_task_failed``, if nobody can drive it
-        """
-
-    def look_up(self, run_ids: Sequence[UUID]) -> None:
-        """Read many rows at once, for the calls that follow."""
-
-    def gather(self, run_ids: Sequence[UUID], *, compact: bool) -> None:
-        """Wait for many children at once and read how they ended, for the calls that follow."""
-
-    def end_of(self, row: RunRow, *, compact: bool) -> dict[str, Any]:
-        """Return how a terminal run ended: the await's answer."""
-
-    def next_generation(self, row: RunRow, opener: RunIdentity) -> Opening:
-        """Return what opens the generation that follows a terminal one.
-
-        :raises ChildRunError: why the operation cannot start afresh, after a clean-up
-        """
-
-    def must_heal(self, row: RunRow) -> bool:
-        """Whether the asking run continues another and has not opened this slot's next generation yet."""
-
-    def is_own_child(self, row: RunRow) -> bool:
-        """Whether the asking run, or one that it continues, spawned the run."""
-
-    def is_linked(self, fact_key: str) -> bool:
-        """Whether the linkage event of the fact under a key stands in the asking run's stream."""
 
 
 class ChildRunTransport:
@@ -113,6 +52,7 @@ class ChildRunTransport:
         self._resolver = resolver
         self._policy = policy
         self._max_depth = max_depth
+        self._retries = ChildRetries(journal, nursery, env.identity)
         # Requests are read and checked when they are bound, right before they are performed.
         self._read: dict[str, tuple[IoCall, Wanted]] = {}
 
@@ -137,7 +77,7 @@ class ChildRunTransport:
         awaits = [read_await_request(call.request) for call in calls if call.namespace == AWAIT]
         for compact in {request.compact for request in awaits}:
             ids = [UUID(request.child_run_id) for request in awaits if request.compact == compact]
-            self._nursery.gather(ids, compact=compact)
+            self._nursery.gather(ids, self._retries.settle, compact=compact)
 
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
         """Spawn or await.
@@ -231,6 +171,7 @@ class ChildRunTransport:
             parent_close_policy=wanted.request.parent_close_policy or "abandon",
             airflow=self._identity.airflow,
             deadline_at=self._deadline(wanted.request),
+            child_retry_policy=wanted.request.child_retry_policy,
         )
         try:
             return prepare_run(request, lineage, self._resolver, self._policy)
@@ -283,25 +224,23 @@ class ChildRunTransport:
             raise conflict("manifest id")
         newest = self._nursery.newest_generation(named.slot_id)
         if newest.status in ("Failed", "Cancelled") and self._nursery.must_heal(newest):
-            newest = self._heal(newest)
-        until_us = within.until_us if within else None
-        row = newest if newest.is_terminal else self._nursery.wait_terminal(newest.run_id, until_us)
+            newest = self._retries.succeed(newest, None)
+        row = self._last(newest, within.until_us if within else None)
         answer = self._nursery.end_of(row, compact=request.compact)
         linkage = completed_event(row)
         meta = {"status": row.status, "head_seq": row.head.seq, "head_hash": row.head.hash}
         meta |= {"timer": within.key} if within else {}
         return Reply(answer, meta={**meta, "child_run_id": str(row.run_id)}, linkage=(linkage,))
 
-    def _heal(self, failed: RunRow) -> RunRow:
-        """Open the next generation of a child that had failed under the run which this one continues."""
-        try:
-            opening = self._nursery.next_generation(failed, self._identity)
-        except ChildRunError as error:
-            raise engine_failed(error) from None
-        event = spawned_event(self._identity.run_id, opening.run_id, failed.manifest_id, None, failed.generation + 1)
-        self._journal.append([event], Extras(opening.artifacts, (opening.step,)))
-        self._nursery.hand_over(opening.run_id)
-        return self._nursery.newest_generation(failed.slot_id)
+    def _last(self, row: RunRow, until_us: int | None) -> RunRow:
+        """Wait for the end of a child's last attempt."""
+        while True:
+            if not row.is_terminal:
+                row = self._nursery.wait_terminal(row.run_id, until_us)
+            following = self._retries.follow(row, until_us) if row.status == "Failed" else None
+            if following is None:
+                return row
+            row = following
 
 
 def spawned_event(parent: UUID, child: UUID, manifest: str, key: str | None, generation: int) -> DomainEvent:

@@ -84,7 +84,7 @@ def _answer(engine: ExecutionEngine, parent: UUID, call: Mapping[str, Any]) -> d
         RunHistory(parent, parent),
         engine.supervisor.hand_over,
         lambda run_id, until_us: engine.supervisor.wait(run_id, None, until_us),
-        lambda run_ids: None,
+        lambda run_ids, until_us: set(),
     )
     factories = TransportRegistry([*house.transports.all().values(), _ChildRuns(house, journal, nursery)])
     router = Router(factories, LiveIoEnv(identity, "script.main.caller", 0))

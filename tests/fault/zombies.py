@@ -1,8 +1,8 @@
-"""Zombies: ``python -m tests.fault.zombies --url URL --rounds 125 --seed 1``.
+"""Zombies: ``python -m tests.fault.zombies --url URL --rounds 63 --zombies 16 --seed 1``.
 
-In each round a process that drives eight runs is paused (SIGSTOP) for longer than its session lives, another process ends
-the runs, and the first one wakes up (SIGCONT) in the middle of its calls. Every write that it then tries must be refused,
-no run may have two writers after one another had begun, and its log must say what became of each run.
+In each round some processes that drive two runs each are paused (SIGSTOP) for longer than their sessions live, another
+process ends the runs, and the first ones wake up (SIGCONT) in the middle of their calls. Every write that they then try
+must be refused, no run may have two writers after one another had begun, and their logs must say what became of each run.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from airflow_childrun.store.api import Owner
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_run
-from tests.soak.__main__ import answer_of, forked
+from tests.soak.kill import answer_of, forked
 from tests.soak.worker import MarkedEntropy, worker_of
 
 TTL_S = 0.8
-LONGEST_S = 40.0
-"""Longer than the server lets a transaction of a paused process last."""
-RUNS = 8
+LONGEST_S = 6.0
+"""How long the heir may take alone: a zombie that was paused inside a transaction keeps its run to itself until it wakes up."""
+RUNS = 2
+"""Of each zombie."""
 STEPS = 16
 ZOMBIE, HEIR, LAST = 1, 2, 3
 
@@ -55,9 +56,7 @@ def zombie_run(io: Any) -> int:
 def engine_of(url: str, number: int) -> ExecutionEngine:
     """Make a process's engine, whose ids say whose they are."""
     # The last one has time: on a busy machine the others may lose their sessions by themselves.
-    limits = Limits(
-        session_ttl_s=30.0 if number == LAST else TTL_S, max_concurrency=RUNS, poll_s=0.05, inbox_poll_s=0.5
-    )
+    limits = Limits(session_ttl_s=30.0 if number == LAST else TTL_S, max_concurrency=32, poll_s=0.05, inbox_poll_s=0.5)
     owner, entropy = Owner(f"process {number}"), MarkedEntropy(number)
     return ExecutionEngine(
         House(SqlStore(url), RegistryResolver(), standard(), limits=limits, owner=owner, entropy=entropy)
@@ -76,10 +75,10 @@ def drive(url: str, number: int, run_ids: list[str], log: Path) -> None:
     engine.close()
 
 
-def create(url: str) -> list[str]:
+def create(url: str, count: int) -> list[str]:
     engine = engine_of(url, 9)
     made = build_manifest("zombie_run", "1", input=None, run_config=RunConfig())
-    return [str(engine.create(made, run_id=uuid4())) for _ in range(RUNS)]
+    return [str(engine.create(made, run_id=uuid4())) for _ in range(count)]
 
 
 def look(url: str, run_ids: list[str]) -> dict[str, Any]:
@@ -109,27 +108,41 @@ def _ended(pid: int) -> bool:
     return False
 
 
-def play(url: str, folder: Path, chance: random.Random) -> dict[str, Any]:
+def play(url: str, folder: Path, chance: random.Random, zombies: int) -> dict[str, Any]:
     """Play one round."""
-    run_ids, log = answer_of(lambda: create(url)), folder / f"{uuid4()}.log"
-    zombie = forked(lambda: drive(url, ZOMBIE, run_ids, log))
-    time.sleep(chance.uniform(0.4, 0.9))
-    os.kill(zombie, signal.SIGSTOP)
+    run_ids = answer_of(lambda: create(url, zombies * RUNS))
+    groups = [run_ids[at : at + RUNS] for at in range(0, len(run_ids), RUNS)]
+    logs = [folder / f"{uuid4()}.log" for _ in groups]
+    pids = [
+        forked(lambda: drive(url, ZOMBIE, group, log))  # noqa: B023 - forked at once
+        for group, log in zip(groups, logs, strict=True)
+    ]
+    time.sleep(chance.uniform(0.2, 0.6))
+    for pid in chance.sample(pids, len(pids)):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(chance.uniform(0.0, 0.3 / zombies))
     time.sleep(TTL_S + 0.1)
     heir = forked(lambda: drive(url, HEIR, run_ids, folder / f"{uuid4()}.log"))
     if chance.random() < 0.5:
-        time.sleep(chance.uniform(0.1, 0.5))  # wakes up beside its heir
+        time.sleep(chance.uniform(0.1, 0.5))  # wake up beside their heir
     else:
         heir = 0 if _ended(heir) else heir
-    os.kill(zombie, signal.SIGCONT)
-    for pid in filter(None, (heir, zombie)):
+    for pid in chance.sample(pids, len(pids)):
+        os.kill(pid, signal.SIGCONT)
+    for pid in filter(None, (heir, *pids)):
         os.waitpid(pid, 0)
     time.sleep(TTL_S)
     os.waitpid(forked(lambda: drive(url, LAST, run_ids, folder / f"{uuid4()}.log")), 0)
-    found: dict[str, Any] = answer_of(lambda: look(url, run_ids))
-    said = log.read_text().count("this process leaves it alone") if log.exists() else 0
-    if said < found["taken"]:
-        found["problems"].append(f"{found['taken']} runs were taken from the zombie; its log tells of {said}")
+    found: dict[str, Any] = {"paused": zombies, "taken": 0, "problems": []}
+    for group, log in zip(groups, logs, strict=True):
+        seen = answer_of(lambda: look(url, group))  # noqa: B023 - called at once
+        found["taken"] += seen["taken"]
+        found["problems"] += seen["problems"]
+        text = log.read_text() if log.exists() else ""
+        said = text.count("this process leaves it alone")
+        if said < seen["taken"]:
+            problem = f"{seen['taken']} runs were taken from a zombie, its log tells of {said}: {text[-1500:]}"
+            found["problems"].append(problem)
     return found
 
 
@@ -137,19 +150,22 @@ def main() -> None:
     """Play the rounds, print the figures, exit 1 if a late write was let in."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.zombies")
     parser.add_argument("--url", required=True)
-    parser.add_argument("--rounds", type=int, default=125)
+    parser.add_argument("--rounds", type=int, default=63)
+    parser.add_argument("--zombies", type=int, default=16, help="processes that are paused in each round")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     chance = random.Random(given.seed)
     answer_of(lambda: upgrade(given.url))
-    refused, problems = 0, []
+    paused, refused = 0, 0
+    problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="childrun-zombies-") as folder:
         for _ in range(given.rounds):
-            found = play(given.url, Path(folder), chance)
+            found = play(given.url, Path(folder), chance, given.zombies)
+            paused += found["paused"]
             refused += found["taken"]
             problems += found["problems"]
-            print(f"{refused} late writes refused, {len(problems)} problems", file=sys.stderr, flush=True)
-    print(json.dumps({"rounds": given.rounds, "late_writes_refused": refused, "problems": problems}))
+    figures = {"rounds": given.rounds, "paused": paused, "late_writes_refused": refused, "problems": problems}
+    print(json.dumps({"seed": given.seed, **figures}))
     sys.exit(1 if problems else 0)
 
 

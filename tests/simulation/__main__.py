@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import sys
 import time
 import traceback
+from collections import Counter
 
 from tests.simulation.run import simulate
 
@@ -17,8 +20,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--keep-going", action="store_true", help="print one line per failing seed and go on")
+    parser.add_argument("--json", action="store_true", help="print what happened in all of them as the last line")
     given = parser.parse_args()
     began, failed = time.monotonic(), 0
+    happened: Counter[str] = Counter()
+    gc.freeze()  # what is loaded lives on; what a schedule leaves behind is looked at more seldom
+    gc.set_threshold(200_000, 50, 1000)
     seeds = given.seeds or range(given.first, given.first + given.count)
     for seed in seeds:
         try:
@@ -30,8 +37,12 @@ def main() -> int:
                 continue
             traceback.print_exc()
             return 1
+        happened.update(done.setting.faults.happened, given_up=len(done.given_up), deaths=done.deaths)
         if given.seeds:
             print(done.report())
+    if given.json:
+        print(json.dumps({"schedules": len(seeds), "failed": failed, **happened}))
+        return 1 if failed else 0
     print(f"{len(seeds)} schedules, {failed} failed, {time.monotonic() - began:.1f} s")
     return 1 if failed else 0
 

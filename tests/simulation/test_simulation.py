@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from airflow_childrun.engine import live_io
-from airflow_childrun.engine.decide import RECOVERY_LIMIT_EXCEEDED
+from airflow_childrun.engine import decide, live_io
+from airflow_childrun.runtime import driver
 from airflow_childrun.runtime.sessions import SessionKeeper
 from airflow_childrun.runtime.waiting import Hold
 from airflow_childrun.store import decision
@@ -20,22 +21,36 @@ from tests.simulation.run import Simulation, simulate
 
 NORMAL, MANY, PACK = 2_000, 100_000, 1_000
 FIRST = int(os.environ.get("CHILDRUN_SIMULATION_FIRST", "0"))
+FAULTS = ("refused", "unheard", "late", "slow", "death", "pause", "given_up")
 
 
-@pytest.mark.parametrize("pack", range(NORMAL // PACK))
-def test_every_schedule_comes_right(pack: int) -> None:
-    """Whatever fails prints its schedule, and how to see it alone."""
+def simulate_many(first: int, count: int) -> Counter[str]:
+    """Simulate in two processes side by side; a failing seed prints its schedule, and how to see it alone."""
+    half = count // 2
+    command = [sys.executable, "-m", "tests.simulation", "--json", "--count", str(half), "--first"]
+    processes = [
+        subprocess.Popen([*command, str(begin)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for begin in (first, first + half)
+    ]
     happened: Counter[str] = Counter()
-    for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):
-        happened.update(simulate(seed).setting.faults.happened)
-    assert min(happened[name] for name in ("refused", "unheard", "late", "slow", "death", "pause")) > 50, happened
+    for process in processes:
+        out, _ = process.communicate()
+        assert process.returncode == 0, out[-20_000:]
+        happened.update(json.loads(out.splitlines()[-1]))
+    return happened
+
+
+def test_every_schedule_comes_right() -> None:
+    """Whatever fails prints its schedule, and how to see it alone."""
+    happened = simulate_many(FIRST, NORMAL)
+    assert happened["schedules"] == NORMAL
+    assert min(happened[name] for name in FAULTS) > 50, happened
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("pack", range(NORMAL // PACK, MANY // PACK))
 def test_very_many_schedules_come_right(pack: int) -> None:
-    for seed in range(FIRST + pack * PACK, FIRST + (pack + 1) * PACK):
-        assert simulate(seed).ends, seed
+    assert simulate_many(FIRST + pack * PACK, PACK)["schedules"] == PACK
 
 
 def test_an_undisturbed_run_ends_like_a_disturbed_one() -> None:
@@ -44,18 +59,13 @@ def test_an_undisturbed_run_ends_like_a_disturbed_one() -> None:
     for seed in range(80):
         wild, calm = simulate(seed), Simulation(seed, calm=True)
         calm.programs, calm.ends, calm.expected = wild.programs, wild.ends, wild.expected
-        if wild.cancelled or wild.expected.has_timeouts or _was_given_up(wild):
+        if wild.cancelled or wild.expected.has_timeouts or wild.given_up:
+            # Compared by the simulation itself with what must come out then.
             continue
         calm.run()
         compared += 1
         assert [_end(calm, root) for root in calm.setting.roots] == [_end(wild, root) for root in wild.setting.roots]
     assert compared > 30
-
-
-def _was_given_up(simulation: Simulation) -> bool:
-    """Whether too many owners in a row died over one of the runs."""
-    runs = simulation.setting.store._runs.values()
-    return any(stored.row.error_code == RECOVERY_LIMIT_EXCEEDED for stored in runs)
 
 
 def _end(simulation: Simulation, root: Any) -> tuple[str, str | None]:
@@ -89,11 +99,24 @@ def _unfenced(step: Any, picture: Any) -> Any:
 
 _REFUSAL = decision._refusal
 _KEEP_SLOT: Callable[[Any], None] = lambda self: None
+
+
+def _late_limit(history: Any, *, lapsed: bool, limit: int) -> Any:
+    return _CLOSE(history, lapsed=lapsed, limit=limit + 1)
+
+
+def _early_limit(history: Any, *, lapsed: bool, limit: int) -> Any:
+    return _CLOSE(history, lapsed=lapsed, limit=max(0, limit - 1))
+
+
+_CLOSE = decide.close_orphan
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "commits are not fenced": (decision, "_refusal", _unfenced),
     "a commit forgets that it happened": (decision, "_original_result", lambda commit, picture: None),
     "an outside call starts after the lease": (SessionKeeper, "is_safe", property(lambda self: True)),
     "who waits keeps its slot": (Hold, "release", _KEEP_SLOT),
+    "a run is given up too late": (driver, "close_orphan", _late_limit),
+    "a run is given up too early": (driver, "close_orphan", _early_limit),
     "recorded facts are not looked up": (live_io.LiveIo, "_recorded", lambda self, key, digest, call: None),
 }
 

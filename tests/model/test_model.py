@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import make_url
 
 from airflow_childrun.store.api import Store
 from airflow_childrun.store.memory import MemoryStore
@@ -134,6 +136,18 @@ class Lives(RuleBasedStateMachine):
             self.disturbed |= kind != "withdraw"
             self.world.ask(rows[pick % len(rows)].run_id, kind, grace)
 
+    @rule(state=st.sampled_from(["active", "active", "over"]))
+    def sweep(self, state: Any) -> None:
+        """Sweep up: while the tasks are active nothing may come of it but the ends that were asked for."""
+        self.disturbed |= state == "over"
+        self.world.sweep(state)
+
+    @rule(idle_s=st.sampled_from([0, 0, 20]))
+    def purge(self, idle_s: int) -> None:
+        """Delete what is over, under the feet of processes that may just be about to look at it."""
+        for run_id in self.world.purge(idle_s):
+            self.roots.pop(run_id, None)
+
     # -- what holds
 
     @invariant()
@@ -218,12 +232,70 @@ def sqlite_stores() -> Iterator[Callable[[Baton], Store]]:
     shutil.rmtree(home)
 
 
+class TimedStore:
+    """A store on PostgreSQL whose clock is the simulation's: it is set before every call that comes later than the last."""
+
+    def __init__(self, store: SqlStore, clock: psycopg.Connection[Any], baton: Baton) -> None:
+        self._store = store
+        self._clock = clock
+        self._baton = baton
+        self._set_us = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            if self._set_us != self._baton.now_us:
+                self._set_us = self._baton.now_us
+                self._clock.execute("UPDATE simulated.clock SET us = %s", [self._set_us])
+            return method(*given, **named)
+
+        return call
+
+
+CLOCK = """
+CREATE TABLE simulated.clock (us bigint NOT NULL);
+INSERT INTO simulated.clock VALUES (0);
+CREATE FUNCTION simulated.clock_timestamp() RETURNS timestamptz LANGUAGE sql
+AS 'SELECT timestamptz ''epoch'' + us * interval ''1 microsecond'' FROM simulated.clock'
+"""
+TABLES = ("run", "event", "fact", "artifact", "inbox", "session")
+
+
+@pytest.fixture
+def postgres_stores(postgres_url: str) -> Iterator[Callable[[Baton], Store]]:
+    """Empty the tables for each example; the server asks a function of ours for the time."""
+    plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as clock:
+        clock.execute("CREATE SCHEMA simulated")
+        # Named last, the server's own functions are found last.
+        path = {"options": "-csearch_path=simulated,pg_catalog"}
+        url = make_url(postgres_url).update_query_dict(path)
+        upgrade(url)
+        for statement in CLOCK.split(";"):
+            clock.execute(statement)
+        store = SqlStore(url)
+
+        def make(baton: Baton) -> Store:
+            clock.execute("TRUNCATE " + ", ".join(f"simulated.childrun_{name}" for name in TABLES))
+            timed = cast("Store", TimedStore(store, clock, baton))
+            assert timed.now_us() == baton.now_us, "the server knows another time"
+            return timed
+
+        yield make
+        store.close()
+
+
 def test_lives_in_memory() -> None:
     check_lives(in_memory, 60)
 
 
 def test_lives_on_sqlite(sqlite_stores: Callable[[Baton], Store]) -> None:
     check_lives(sqlite_stores, 12)
+
+
+def test_lives_on_postgresql(postgres_stores: Callable[[Baton], Store]) -> None:
+    check_lives(postgres_stores, 8)
 
 
 @pytest.mark.soak
@@ -234,3 +306,8 @@ def test_very_many_lives_in_memory() -> None:
 @pytest.mark.soak
 def test_many_lives_on_sqlite(sqlite_stores: Callable[[Baton], Store]) -> None:
     check_lives(sqlite_stores, 200, 30)
+
+
+@pytest.mark.soak
+def test_many_lives_on_postgresql(postgres_stores: Callable[[Baton], Store]) -> None:
+    check_lives(postgres_stores, 200, 30)

@@ -21,6 +21,7 @@ from airflow_childrun.runtime.host import HostRun
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import OnClear
 from airflow_childrun.runtime.house import Limits
+from airflow_childrun.runtime.recover import TaskState, sweep
 from airflow_childrun.store.api import Commit, Committed, Conflict, InboxPost, RunFilter, RunRow, Store
 from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.verify import verify_tree
@@ -184,12 +185,37 @@ class World:
         """Return every run."""
         return list(self.store.find_runs(RunFilter(), limit=10_000).rows)
 
+    def sweep(self, state: TaskState) -> None:
+        """Sweep up what nobody owns, Airflow saying the same of every task."""
+        self.machine("recover", lambda machine: sweep(machine.house, lambda _at, _last: state))
+
+    def purge(self, idle_s: int) -> set[UUID]:
+        """Delete idle trees, and forget them; return the runs that are gone."""
+        since = self.baton.now_us - idle_s * 1_000_000
+        before = {row.run_id: row for row in self.rows()}
+        gone: set[UUID] = set()
+        for root in self.store.find_idle_trees(since):
+            tree = {run_id for run_id, row in before.items() if row.root_run_id == root}
+            count = self.store.delete_tree(root, since)
+            assert count == len(tree), f"{count} of {len(tree)} runs were deleted"
+            gone |= tree
+        for run_id in gone:
+            row = before[run_id]
+            assert row.kind == "task_instance" or row.is_terminal, f"{run_id} was purged though it is {row.status}"
+            assert row.updated_at < since, f"{run_id} was purged though it moved at {row.updated_at}"
+            self.seen.pop(run_id, None)
+            self.ended.pop(run_id, None)
+        self.store.recorded = {given: run_id for given, run_id in self.store.recorded.items() if run_id not in gone}
+        return gone
+
     # -- what holds after every rule
 
     def check(self) -> None:
         """Compare the store with the model, and with itself."""
         assert not self.complaints, self.complaints[0]
         rows = self.rows()
+        lost = self.seen.keys() - {row.run_id for row in rows}
+        assert not lost, f"purged, or lost, though nobody asked for it: {lost}"
         for row in rows:
             self._check_run(row)
         self._check_links(rows)

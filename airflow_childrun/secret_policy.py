@@ -25,6 +25,7 @@ from airflow_childrun.canonical import MAX_DEPTH, json_path
 from airflow_childrun.errors import CanonicalError, ErrorInfo, SecretsDetectedError
 
 REDACTED_MESSAGE = "error details redacted"
+REDACTED_CODE = "redacted"
 MIN_REGISTERED_LENGTH = 12
 """Registered secrets shorter than this are not looked for: a short password may be a word of everyday data."""
 
@@ -90,7 +91,8 @@ SECRET_PATTERNS: tuple[_Pattern, ...] = (
     _pattern(
         "PEM or PGP private key", "private key", r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
     ),
-    _pattern("URL with a password", "://", r"://[^\s/?#:@]*:(?!\*+@|[{<$%])[^\s/?#@]+@"),
+    # A quote never stands in it, and a port that punctuation follows begins no password: JSON and CSV inside a text.
+    _pattern("URL with a password", "://", r"://[^\s/?#:@\"]*:(?!\*+@|[{<$%]|[0-9]{1,5}[,;|)\]}'`])[^\s/?#@\"]+@"),
     _pattern(
         "JSON Web Token", "eyj", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"
     ),
@@ -251,9 +253,10 @@ class SecretPolicy:
         return self.rules.is_secret(text, self._registered())
 
     def redact_info(self, info: ErrorInfo) -> ErrorInfo:
-        """Return what may be recorded of an error: never its details, and its message only if it holds no secret."""
+        """Return what may be recorded of an error: never its details, its code and its message only if they hold no secret."""
         message = REDACTED_MESSAGE if self.is_secret_text(info.message) else info.message
-        return dataclasses.replace(info, message=message, details=None)
+        code = REDACTED_CODE if self.is_secret_text(info.code) else info.code
+        return dataclasses.replace(info, code=code, message=message, details=None)
 
     def _registered(self) -> tuple[str, ...]:
         return tuple(secret for secret in self.known_secrets() if len(secret) >= MIN_REGISTERED_LENGTH)

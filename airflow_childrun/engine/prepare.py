@@ -15,14 +15,15 @@ from airflow_childrun.errors import (
     InvalidPlanError,
     SecretsDetectedError,
 )
-from airflow_childrun.model.config import ChildRetryPolicy
+from airflow_childrun.model.config import DEFAULT_FLAKE_ALLOWLIST, ChildRetryPolicy, CustomName
 from airflow_childrun.model.events import ENGINE, Continues, Parent, RunStarted
-from airflow_childrun.model.manifest import RunManifest
+from airflow_childrun.model.manifest import BuildProvenance, RunManifest
 from airflow_childrun.model.plan import ExecutionPlan
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import AirflowCoordinates, Artifact, NewRun, RunKind, RunStep
 from airflow_childrun.store.codec import encode_event
 
+_NO_BUILD = BuildProvenance()
 MANIFEST, SNAPSHOT, PLAN = "Manifest", "ContextSnapshot", "Plan"
 
 
@@ -88,6 +89,23 @@ class Request:
     is_checked: bool = False
 
 
+def check_secrets(manifest: RunManifest, policy: SecretPolicy) -> None:
+    """Refuse a manifest in which a caller's text holds a secret.
+
+    :raises SecretsDetectedError: naming the place
+    """
+    policy.check(manifest.input_params, "the run manifest")
+    config = manifest.run_config
+    names = (
+        name.Custom for name in (config.event_profile, config.context_checkpointing) if isinstance(name, CustomName)
+    )
+    texts = [*config.skip_tags, *config.nix_flake_allowlist, *names]
+    if texts != [*DEFAULT_FLAKE_ALLOWLIST]:
+        policy.check(texts, "the texts of run_config")
+    if manifest.build != _NO_BUILD:
+        policy.check(manifest.build.to_json(), "the build provenance of the manifest")
+
+
 def check_manifest(manifest: RunManifest, policy: SecretPolicy | None) -> bytes:
     """Return the canonical bytes of a manifest that may be executed.
 
@@ -100,7 +118,7 @@ def check_manifest(manifest: RunManifest, policy: SecretPolicy | None) -> bytes:
         )
     try:
         if policy is not None:
-            policy.check(manifest.input_params, "the run manifest")
+            check_secrets(manifest, policy)
         return manifest.canonical_bytes()
     except SecretsDetectedError as error:
         raise InvalidPlanError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.ports import IoCall, RunIdentity
-from airflow_childrun.engine.prepare import check_context
+from airflow_childrun.engine.prepare import check_context, check_secrets
 from airflow_childrun.errors import ChildRunError, ErrorInfo, IoError, OtherIoError
 from airflow_childrun.ids import is_op_id
 from airflow_childrun.model.manifest import RunManifest, build_manifest, manifest_id
@@ -47,7 +47,7 @@ def read_wanted(value: Any, policy: SecretPolicy) -> Wanted:
         run_config=request.run_config,
     )
     try:
-        policy.check(manifest.input_params, "the child's manifest")
+        check_secrets(manifest, policy)
         snapshot = check_context(request.initial_context, policy)
         return Wanted(request, manifest, manifest_id(manifest), hashlib.sha256(snapshot).hexdigest())
     except ChildRunError as error:

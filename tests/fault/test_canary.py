@@ -18,8 +18,9 @@ import pytest
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.errors import ChildRunError, TransportError
-from airflow_childrun.model.config import Duration, Fixed, RetryPolicy, RunConfig
+from airflow_childrun.model.config import CustomName, Duration, Fixed, RetryPolicy, RunConfig
 from airflow_childrun.model.manifest import build_manifest
+from airflow_childrun.model.requests import SPAWN, SpawnRequest
 from airflow_childrun.runtime.closing import cancel_run
 from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.engine import ExecutionEngine
@@ -65,12 +66,18 @@ def canary_nest(io: Any, value: Any) -> str:
     return "a harmless child"
 
 
+def spawn_request(config: RunConfig) -> tuple[str, Any, str]:
+    request = SpawnRequest(op_id="canary_nest", op_version="1", input=1, run_config=config)
+    return SPAWN, request.to_json(), "raw spawn"
+
+
 PLANTS: dict[str, Callable[[Any], Any]] = {
     "a step's result": lambda io: io.step(hand_out),
     "a step's argument": lambda io: io.step(take, planted[0]),
     "a step's exception": lambda io: io.step(fail),
     "a step's exception, tried again": lambda io: io.step(fail, retry=AT_ONCE),
     "the cause and the details of an error": lambda io: io.step(fail_deeply),
+    "an error's code": lambda io: (_ for _ in ()).throw(TransportError("no answer", code=planted[0])),
     "a handler's exception": lambda io: fail(),
     "a handler's exception with a cause": lambda io: fail_deeply(),
     "a step's key": lambda io: io.step(take, "x", key=planted[0]),
@@ -81,6 +88,7 @@ PLANTS: dict[str, Callable[[Any], Any]] = {
     "an output's key": lambda io: {planted[0]: 1},
     "a child's input": lambda io: io.spawn(canary_nest, {"field": planted[0]}),
     "a child's config": lambda io: io.spawn(canary_nest, 1, config={"field": planted[0]}),
+    "a child's skip tag": lambda io: io.call(*spawn_request(RunConfig(skip_tags=(planted[0],)))),
     "a child's key": lambda io: io.spawn(canary_nest, 1, key=planted[0]),
     "a mapped input": lambda io: io.map(canary_nest, ["fine", planted[0]]),
     "a mapped key": lambda io: io.map(canary_nest, [1, 2], key=lambda number: f"{number} {planted[0]}"),
@@ -156,7 +164,7 @@ def test_what_a_handler_knows_is_found_nowhere(
         assert row.status == "Failed" or "Failed" in told, "nobody noticed"
 
 
-@pytest.mark.parametrize("place", ["input", "config", "initial context", "reason"])
+@pytest.mark.parametrize("place", ["input", "config", "initial context", "skip tag", "event profile", "reason"])
 def test_what_an_operator_gives_is_found_nowhere(
     engine: ExecutionEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
@@ -169,7 +177,11 @@ def test_what_an_operator_gives_is_found_nowhere(
 def _operate(engine: ExecutionEngine, place: str) -> None:
     value: Any = {"field": [planted[0]]}
     given = {"input": value if place == "input" else 1, "op_config": value if place == "config" else None}
-    made = build_manifest("canary_nest", "1", run_config=RunConfig(), **given)
+    texts: dict[str, dict[str, Any]] = {
+        "skip tag": {"skip_tags": (planted[0],)},
+        "event profile": {"event_profile": CustomName(Custom=planted[0])},
+    }
+    made = build_manifest("canary_nest", "1", run_config=RunConfig(**texts.get(place, {})), **given)
     run_id = engine.create(made, value if place == "initial context" else None)
     cancel_run(engine.house, run_id, planted[0])
 

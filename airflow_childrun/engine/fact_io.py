@@ -34,6 +34,7 @@ from airflow_childrun.errors import (
     TransportError,
 )
 from airflow_childrun.ids import GENERATION_SEPARATOR, key_digest
+from airflow_childrun.model.requests import AWAIT
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.codec import request_digest
 
@@ -190,8 +191,18 @@ class FactIo:
         body = self._scene.journal.read_artifact(fact.payload_id or "")
         result = IoResult(decode_answer(body), fact.payload_id)
         if fact.request_digest is None:
+            if self._is_forgotten_end(call, result.response):
+                return None
             self._complete(call, result.response)
         return result
+
+    def _is_forgotten_end(self, call: IoCall, recorded: Any) -> bool:
+        """Whether V1 recorded the end of a child that this run has to look at anew; its linkage may have been lost."""
+        if call.namespace != AWAIT or not isinstance(recorded, Mapping) or not isinstance(recorded.get("status"), str):
+            return False
+        facts, key = self._scene.facts, call.fact_key or ""
+        facts.note_end(key, recorded["status"])
+        return facts.has_forgotten(key)
 
     def _complete(self, call: IoCall, recorded: Any) -> None:
         """Make up for what V1 left undone beside a recorded answer."""

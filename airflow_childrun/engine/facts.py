@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
@@ -132,6 +132,12 @@ class FactIndex:
         """Take a fact in."""
         self._under(fact.key).append(fact)
         self._added.append(fact.key)
+
+    def note_end(self, key: str, status: str) -> None:
+        """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""
+        facts = self._under(key)
+        if facts and facts[-1].payload_id is not None and "status" not in facts[-1].meta:
+            facts[-1] = replace(facts[-1], meta={**facts[-1].meta, "status": status})
 
     def forget_errors_of(self, state_id: str, before: Position) -> None:
         """Forget what a state recorded about failures before a position."""

@@ -236,7 +236,9 @@ class RunHistory:
         elif name == CHILD_RUN_SPAWNED:
             self._on_spawned(payload)
         elif name == CHILD_RUN_COMPLETED:
-            self._on_linked(payload)
+            key = self._on_linked(payload)
+            if key is not None and self.is_v1:
+                self.facts.note_end(key, payload["status"])
         elif name == INBOX_CONSUMED:
             self.inbox_consumed = payload["n"]
             self.end_request = payload
@@ -252,6 +254,15 @@ class RunHistory:
         before = self.facts.find(fact.key)
         if before is not None and self.is_v1:
             return  # the original engine lets the first binding win
+        if (
+            before is not None
+            and before.request_digest is None
+            and before.at[0] < self.segment
+            and "status" in fact.meta
+        ):
+            # V1 lost the linkage that says so, but an await that is looked at anew did not end well.
+            self.facts.note_end(fact.key, "Failed")
+            before = None
         if before is not None and fact.supersedes <= before.supersedes and fact.payload_id != before.payload_id:
             refusal = self._refuse("fact_recorded_conflict", f"the key {fact.key!r} was bound a second time")
             refusal.info = replace(refusal.info, details={**refusal.info.details, "key": fact.key})

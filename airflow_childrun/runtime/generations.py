@@ -108,24 +108,36 @@ def _continuing(
     store: Store, row: RunRow, opener: RunIdentity, history: RunHistory, attempt: int = 1
 ) -> tuple[UUID, RunStep]:
     before = history.start
-    parent = before.parent or Parent(run_id=str(opener.run_id), fact_key="", slot_owner_id=str(opener.chain_id))
-    key, owner = parent.fact_key, UUID(parent.slot_owner_id)
-    generation = row.generation + 1
-    run_id = child_run_id(owner, key, generation)
+    parent = before.parent or _v1_parent(store, row)
+    lineage = _lineage(row, opener, parent)
     started = before.model_copy(
         update={
             "engine": before.engine or ENGINE,
             "op_version": row.op_version,
             "initial_snapshot_id": history.checkpoint_id,
-            "parent": parent.model_copy(update={"run_id": str(opener.run_id)}),
+            "parent": parent.model_copy(update={"run_id": str(opener.run_id)}) if parent else None,
+            "slot_id": None if parent else str(row.slot_id),
             "root_run_id": str(row.root_run_id),
-            "generation": generation,
+            "depth": row.depth,
+            "generation": lineage.generation,
             "child_attempt": attempt,
             "deadline_at": _deadline(store, row, opener),
             "continues": Continues(run_id=str(row.run_id), seq=row.head.seq, hash=row.head.hash),
         }
     )
-    return run_id, create_step(started, _lineage(row, opener, owner, key))
+    return lineage.run_id, create_step(started, lineage)
+
+
+def _v1_parent(store: Store, row: RunRow) -> Parent | None:
+    """Return under which key a V1 run was spawned, which its own first event does not say; None if it has no slot."""
+    if row.parent_run_id is None:
+        return None
+    spawner = load_history(store, row.parent_run_id)
+    keys = (key for key in spawner.facts.all_keys() if child_run_id(spawner.chain_id, key) == row.slot_id)
+    key = next(keys, None)
+    if key is None:
+        return None
+    return Parent(run_id=str(row.parent_run_id), fact_key=key, slot_owner_id=str(spawner.chain_id))
 
 
 def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory, attempt: int) -> Succession:
@@ -144,19 +156,20 @@ def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory,
         child_attempt=attempt,
         is_checked=True,
     )
-    lineage = _lineage(row, opener, UUID(before.parent.slot_owner_id), before.parent.fact_key)
+    lineage = _lineage(row, opener, before.parent)
     prepared = prepare_run(request, lineage, house.resolver, house.policy)
     return Succession(lineage.run_id, prepared.step, prepared.artifacts)
 
 
-def _lineage(row: RunRow, opener: RunIdentity, owner: UUID, key: str) -> Lineage:
+def _lineage(row: RunRow, opener: RunIdentity, parent: Parent | None) -> Lineage:
+    owner, key = (UUID(parent.slot_owner_id), parent.fact_key) if parent else (row.slot_id, "")
     return Lineage(
         run_id=child_run_id(owner, key, row.generation + 1),
         root_run_id=row.root_run_id,
         depth=row.depth,
         slot_id=row.slot_id,
         generation=row.generation + 1,
-        parent_run_id=opener.run_id,
+        parent_run_id=opener.run_id if parent else None,
         slot_owner_id=owner,
         fact_key=key,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
@@ -137,7 +137,7 @@ class FactIndex:
         """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""
         facts = self._under(key)
         if facts and facts[-1].payload_id is not None and "status" not in facts[-1].meta:
-            facts[-1] = replace(facts[-1], meta={**facts[-1].meta, "status": status})
+            facts[-1] = facts[-1]._replace(meta={**facts[-1].meta, "status": status})
 
     def forget_errors_of(self, state_id: str, before: Position) -> None:
         """Forget what a state recorded about failures before a position."""

@@ -16,6 +16,7 @@ from airflow_childrun.errors import (
     StorageError,
     StoreInterrupt,
 )
+from airflow_childrun.ids import child_run_id
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.ends import end_of, ends_of
 from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
@@ -70,7 +71,7 @@ class RunNursery:
         store = self._house.store
         named = self._patiently(lambda: get_many(store, run_ids))
         slots = [row.slot_id for row in named.values()]
-        newest = self._patiently(lambda: newest_of(store, slots))
+        newest = self._newest_of(slots)
         done = {slot: row for slot, row in settle(newest).items() if row.status == "Completed"}
         answers = self._patiently(lambda: ends_of(store, list(done.values()), compact=compact))
         self._rows |= named
@@ -111,18 +112,37 @@ class RunNursery:
         # A V1 crash may leave the linkage of a child that never came to be; it is started then.
         link = self._own.get(run_id) if started is not None and started.engine is not None else None
         if link is not None and (row is None or link.manifest_id not in (None, row.manifest_id)):
-            raise CorruptionError(
-                f"the row of run {run_id}, which run {self._history.run_id} spawned at event {link.at[1]}, is gone or not "
-                f"what was written; run `childrun verify {self._history.run_id}` and restore it from a backup",
-                code="run_row_mismatch",
-                details={"run_id": str(run_id), "seq": link.at[1]},
-            )
+            raise self._gone(link)
         return row
+
+    def _gone(self, link: ChildLink) -> CorruptionError:
+        run_id, seq = link.child_run_id, link.at[1]
+        return CorruptionError(
+            f"the row of run {run_id}, which run {self._history.run_id} spawned at event {seq}, is gone or not "
+            f"what was written; run `childrun verify {self._history.run_id}` and restore it from a backup",
+            code="run_row_mismatch",
+            details={"run_id": str(run_id), "seq": seq},
+        )
 
     def newest_generation(self, slot_id: UUID) -> RunRow:
         """Return the newest generation of a slot."""
         known = self._newest.pop(slot_id, None)
-        return known or self._patiently(lambda: newest_of(self._house.store, [slot_id]))[slot_id]
+        return known or self._newest_of([slot_id])[slot_id]
+
+    def _newest_of(self, slot_ids: Sequence[UUID]) -> dict[UUID, RunRow]:
+        """Return the newest generation of slots.
+
+        :raises CorruptionError: if the stream tells of a newer one
+        """
+        found = self._patiently(lambda: newest_of(self._house.store, slot_ids))
+        self._note_children()
+        for slot_id, row in found.items():
+            link = self._own.get(slot_id)
+            if link is not None and link.fact_key is not None:
+                newer = self._own.get(child_run_id(self._history.chain_id, link.fact_key, row.generation + 1))
+                if newer is not None:
+                    raise self._gone(newer)
+        return found
 
     def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:
         """Wait, holding no slot, until a run has ended.

@@ -199,6 +199,38 @@ def test_a_continued_run_that_changed_is_refused(lab: Lab):
     assert caught.value.code == "continued_run_changed"
 
 
+def test_a_newest_generation_that_vanished_is_no_answer(lab: Lab):
+    """Its parent's stream tells of it: neither the end of the one before is handed out, nor is it made a second time."""
+    broken = [True]
+
+    def leaf(s: Stage) -> None:
+        if broken[0]:
+            raise ValueError("once")
+
+    def look_again(s: Stage) -> None:
+        healed = child_run_id(branch, "l", 2)
+        slot = lab.store._runs.pop(healed).row.slot_id
+        lab.store._by_slot[slot].remove(healed)
+        del lab.store._slots[slot, 2], lab.store._events[healed]
+        s.join(s.read("leaf"), "e2")
+
+    def first_look(s: Stage) -> None:
+        s.write("leaf", s.spawn("leaf", "l"))
+        joined(s, s.join(s.read("leaf"), "e"))
+
+    lab.put("leaf", leaf)
+    lab.put("branch", first_look, look_again)
+    lab.put("host", lambda s: s.join(s.spawn("branch", "b"), "e"))
+    process = lab.process()
+    branch = only_child(lab, process.start("host").run_id)
+    broken[0] = False
+    new = continue_run(lab, process, branch)
+    with pytest.raises(CorruptionError) as caught:
+        process.resume(new)
+    assert caught.value.code == "run_row_mismatch"
+    assert child_run_id(branch, "l", 2) not in lab.store._runs
+
+
 def test_an_await_by_the_old_handle_answers_for_the_newest_generation(lab: Lab):
     """A handle names the slot, not the run."""
     lab.put("child", lambda s: s.write("x", s.io.find_fact("go")) if fixed else fail())

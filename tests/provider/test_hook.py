@@ -12,6 +12,7 @@ import pytest
 from airflow_childrun import ChildRunHook, Operation, operation
 from airflow_childrun.errors import ChildRunFailedError, HostError, InputError, NotFoundError, StateError
 from airflow_childrun.hooks.elements import SpawnOrder
+from airflow_childrun.runtime.host import HostRun
 from airflow_childrun.store.api import RunFilter
 from tests.provider.kit import START, Ticket, sqlite_connection
 
@@ -229,3 +230,19 @@ def test_failures_are_listed_ten_at_most_and_counted() -> None:
     assert "and 2 more" in text
     assert text.count("is negative") == 10
     assert not raised.value.retryable
+
+
+def test_a_spawn_that_is_refused_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending an open child needs a lease, hence a session; whatever stops the spawn after that, the session is over."""
+    ChildRunHook().spawn(Ticket().context(), order(double, 1))
+    opened: list[UUID] = []
+
+    def refuse(host: HostRun, openings: Any) -> int:
+        opened.append(host._house.keeper.session_id())
+        raise HostError("another try has begun", code="stale_attempt")
+
+    monkeypatch.setattr(HostRun, "_commit_openings", refuse)
+    with pytest.raises(HostError):
+        ChildRunHook().spawn(Ticket().clear().context(), order(double, 1), on_clear="respawn")
+    store = ChildRunHook().get_conn()
+    assert [store.renew_session(session_id, 1) for session_id in opened] == [None]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from airflow_childrun.authoring.author_io import Io
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
-from airflow_childrun.engine.context import Context, NamespacedContext
-from airflow_childrun.engine.ports import IoProvider, Recorder
 from airflow_childrun.errors import OperationError, StateError
 from airflow_childrun.ids import is_op_id
 from airflow_childrun.model.config import Duration, RetryPolicy, Span
 from airflow_childrun.model.plan import SideEffects, StateMeta, StateNode
+
+if TYPE_CHECKING:  # a DAG file declares states, and runs none
+    from airflow_childrun.engine.context import Context
+    from airflow_childrun.engine.ports import IoProvider, Recorder
 
 Handler = Callable[..., Any]
 RESERVED = frozenset({"io", "ctx", "config"})
@@ -111,6 +112,8 @@ def build_node(
     :param read_arguments: returns the run's input by parameter, fresh each time: a handler may change what it is given
     :param read_config: returns the run's config, fresh each time
     """
+    from airflow_childrun.authoring.author_io import Io  # what a handler needs, and a DAG file does not
+    from airflow_childrun.engine.context import NamespacedContext
 
     def handle(context: Context, provider: IoProvider, recorder: Recorder) -> None:
         own = NamespacedContext(context, prefix)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from airflow_childrun.errors import InputError
-from airflow_childrun.model.wire import Wire
+from airflow_childrun.model.wire import Deferred
 
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 U64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
@@ -25,7 +25,7 @@ Span = float | timedelta
 """A span of time as authors write it: seconds, or a timedelta."""
 
 
-class Duration(Wire):
+class Duration(Deferred):
     """A span of time in whole numbers: ``{"secs", "nanos"}``."""
 
     secs: U64 = 0
@@ -57,7 +57,7 @@ class Duration(Wire):
         return self.secs * 1_000_000 + self.nanos // 1000
 
 
-class Tagged(Wire):
+class Tagged(Deferred):
     """A variant with data: ``{"Tag": {...fields...}}``."""
 
     tag: ClassVar[str]
@@ -82,7 +82,7 @@ class Fixed(Tagged):
     """Wait the same time after each failure."""
 
     tag = "Fixed"
-    delay: Duration = Duration()
+    delay: Duration = Duration.model_construct()
 
 
 class Exponential(Tagged):
@@ -100,7 +100,7 @@ class FanOutJoin(Tagged):
     max_concurrency: U32
 
 
-class RetryPolicy(Wire):
+class RetryPolicy(Deferred):
     """How often a state is tried.
 
     :param max_attempts: all attempts, the first included; 0 and 1 mean the same
@@ -110,7 +110,7 @@ class RetryPolicy(Wire):
 
     _added = frozenset({"jitter_percent"})
     max_attempts: U32 = 1
-    backoff: Fixed | Exponential = Fixed()
+    backoff: Fixed | Exponential = Fixed.model_construct()
     jitter_percent: Annotated[int, Field(ge=0, le=100)] = 0
 
     @model_validator(mode="before")
@@ -165,17 +165,17 @@ class ChildRetryPolicy(RetryPolicy):
         return cls.from_author(given, where)
 
 
-class CustomName(Wire):
+class CustomName(Deferred):
     """A named variant: ``{"Custom": "name"}``."""
 
     Custom: str
 
 
-class RunConfig(Wire):
+class RunConfig(Deferred):
     """How a run is executed. All fields but the allow-list are required on the wire."""
 
     io_mode: IoMode = "Live"
-    retry_policy: RetryPolicy = RetryPolicy()
+    retry_policy: RetryPolicy = RetryPolicy.model_construct()
     event_profile: Literal["Minimal", "Normal", "Verbose"] | CustomName = "Normal"
     execution_mode: Literal["Sequential"] | FanOutJoin = "Sequential"
     context_checkpointing: Literal["AfterEveryState"] | CustomName = "AfterEveryState"

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from airflow_childrun.canonical import artifact_id, canonical_json_bytes
 from airflow_childrun.model.config import RunConfig
-from airflow_childrun.model.wire import Wire
+from airflow_childrun.model.wire import Deferred
 
 MAIN_STEP = "main"
 
 
-class BuildProvenance(Wire):
+class BuildProvenance(Deferred):
     """What the operation was built from; all null unless a launcher knows."""
 
     git_commit: str | None = None
@@ -25,7 +25,7 @@ class BuildProvenance(Wire):
     env_allowlist: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
-class RunManifest(Wire):
+class RunManifest(Deferred):
     """``{op_id, op_version, input_params, run_config, build}``."""
 
     op_id: str

@@ -53,6 +53,22 @@ class Wire(BaseModel):
             raise InputError(f"{where} does not fit: {complaints(error)}") from None
 
 
+class Deferred(Wire):
+    """A model that DAG files import and hardly make: its validator is built when it is first needed.
+
+    Two threads must not build one at the same time: whoever starts threads calls :func:`build_deferred` before.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+
+def build_deferred(base: type[Wire] = Deferred) -> None:
+    """Build the validators of all deferred models."""
+    base.model_rebuild()
+    for cls in base.__subclasses__():
+        build_deferred(cls)
+
+
 def complaints(error: ValidationError) -> str:
     """Say what pydantic found in one line, without the values: they may be secret."""
     return "; ".join(

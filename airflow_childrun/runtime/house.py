@@ -14,6 +14,7 @@ from airflow_childrun.engine.prepare import PlanResolver
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.plan import StateNode
 from airflow_childrun.model.requests import GROUP
+from airflow_childrun.model.wire import build_deferred
 from airflow_childrun.runtime.committer import Committer
 from airflow_childrun.runtime.cradle import Cradle
 from airflow_childrun.runtime.patience import Patience
@@ -24,6 +25,7 @@ from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import Owner, RunRow, Store
 from airflow_childrun.transports.registry import LiveIoEnv, LiveIoTransport, TransportRegistry
 
+build_deferred()  # runs have threads
 _log = logging.getLogger("airflow_childrun")
 
 

@@ -46,6 +46,25 @@ def test_an_author_needs_no_airflow() -> None:
     assert loaded_by("airflow_childrun.authoring.operation") == []
 
 
+def test_declaring_operations_loads_nothing_that_runs_them() -> None:
+    """A DAG file is read every few seconds: what handlers, stores and events need is loaded when a run begins."""
+    runs = ("airflow_childrun.store", "airflow_childrun.model.events", "airflow_childrun.model.requests")
+    watched = (*runs, "airflow_childrun.engine", "airflow_childrun.secret_policy")
+    assert loaded_by("airflow_childrun.authoring.operation", watched=watched) == []
+
+
+def test_whoever_drives_runs_has_built_every_model() -> None:
+    """Validators that were put off are there before there are threads: two of them must not build one at a time."""
+    import airflow_childrun.runtime.house  # noqa: F401 - builds them
+    from airflow_childrun.model.wire import Wire
+
+    models = list(Wire.__subclasses__())
+    for model in models:
+        models += model.__subclasses__()
+    assert {model.__name__ for model in models if not model.__pydantic_complete__} == set()
+    assert "RunManifest" in {model.__name__ for model in models}
+
+
 def test_the_pure_layers_load_neither_airflow_nor_sql() -> None:
     """Every module of the Airflow-free layers, imported together, leaves both out."""
     modules = pure_modules()

@@ -18,6 +18,7 @@ from airflow_childrun.hooks.connection import (
     read_store_settings,
 )
 from airflow_childrun.hooks.coordinates import TaskPlace, read_place
+from airflow_childrun.hooks.dag_runs import DagChild
 from airflow_childrun.hooks.driving import AWAIT_TIMED_OUT
 from airflow_childrun.hooks.elements import SpawnOrder, wanted_children
 from airflow_childrun.hooks.observer import TaskObserver
@@ -94,6 +95,9 @@ class ChildRunHook(BaseHook):
     ) -> list[dict[str, Any]]:
         """Spawn children from a running task and return their handles in order; nobody drives them yet.
 
+        DAG runs are triggered, and left to themselves.
+
+        :raises ChildRunFailedError: if a DAG run could not be triggered
         :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
         :raises ChildRunError: what is wrong with operation, input or configuration; nothing is stored then
         """
@@ -101,7 +105,8 @@ class ChildRunHook(BaseHook):
         clear = read_on_clear(on_clear, place.conf)
 
         def work() -> list[RunRow]:
-            return task.spawn(wanted_children(order, policy), clear, on_plan_change)
+            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
+            return self._started(task, rows) if isinstance(order.operation, DagChild) else rows
 
         rows = self._carry_out(task, work, is_last_try=place.is_last_try)
         return [handle_of(row, key, self.childrun_conn_id) for row, key in zip(rows, _keys(task, rows), strict=True)]
@@ -292,6 +297,12 @@ class ChildRunHook(BaseHook):
             max_depth=settings.max_depth,
             session_ttl_s=settings.session_ttl_s,
         )
+
+    def _started(self, task: HostTask, rows: Sequence[RunRow]) -> list[RunRow]:
+        last = task.start(rows)
+        ended = [row for row in last if row.is_terminal]
+        check_ends(results_of(task.store, ended, _keys(task, ended), self.childrun_conn_id, "references"))
+        return last
 
     def _ends(
         self,

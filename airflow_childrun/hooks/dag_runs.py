@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.errors import HostError, InputError
@@ -19,6 +19,7 @@ from airflow_childrun.hooks.dag_run_steps import (
     trigger_dag_run,
 )
 from airflow_childrun.model.config import Duration, Exponential, RetryPolicy, RunConfig
+from airflow_childrun.model.requests import ClosePolicy
 from airflow_childrun.runtime.generations import DAG_RUN_OPERATION
 
 VERSION = "1"
@@ -35,7 +36,7 @@ DAG_RUN_OVER_API = Operation(f"{DAG_RUN_OPERATION}_over_api", version=VERSION)
 """With the REST API: what failed is cleared, and what nobody wants any more is ended."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DagChild:
     """A DAG to be spawned: stands where an operation does; an input is the conf of a DAG run.
 
@@ -47,25 +48,15 @@ class DagChild:
     result_task_id: str | None = None
     result_key: str = RETURN_VALUE
     api_conn_id: str | None = None
+    name: str = field(init=False)
+    version: str = field(init=False)
+    run_config: RunConfig = field(init=False)
 
-    @property
-    def _operation(self) -> Operation:
-        return DAG_RUN if self.api_conn_id is None else DAG_RUN_OVER_API
-
-    @property
-    def name(self) -> str:
-        """The operation's name."""
-        return self._operation.name
-
-    @property
-    def version(self) -> str:
-        """The operation's version."""
-        return self._operation.version
-
-    @property
-    def run_config(self) -> RunConfig:
-        """How it is executed."""
-        return self._operation.run_config
+    def __post_init__(self) -> None:
+        """Stand for the operation that does what the credentials allow."""
+        self._operation = DAG_RUN if self.api_conn_id is None else DAG_RUN_OVER_API
+        self.name, self.version = self._operation.name, self._operation.version
+        self.run_config = self._operation.run_config
 
     def encode_input(self, element: Any) -> Any:
         """Return the input of a run whose DAG run is to have ``element`` as its conf.
@@ -87,6 +78,33 @@ class DagChild:
     def decode_output(self, value: Any) -> Any:
         """Return what the task pushed."""
         return value
+
+
+def check_dag_child(child: DagChild, policy: ClosePolicy | None) -> ClosePolicy:
+    """Return what becomes of children when their task ends badly.
+
+    :param child: without ``dag_id``: the children are no DAG runs
+    :param policy: what their author wants; None = what is usual
+    :raises InputError: codes ``dag_argument_alone``, ``dag_cancel_needs_api``, ``argument_invalid``
+    """
+    if not child.dag_id:
+        if child != DagChild("") or policy is not None:
+            raise InputError(
+                "result_task_id, result_key, airflow_api_conn_id and parent_close_policy belong to dag_id=",
+                code="dag_argument_alone",
+            )
+        return "cancel"
+    if policy is None:
+        return "abandon" if child.api_conn_id is None else "cancel"
+    if policy not in get_args(ClosePolicy):
+        raise InputError(f"parent_close_policy is {policy!r}; it takes cancel, abandon", code="argument_invalid")
+    if policy == "cancel" and child.api_conn_id is None:
+        raise InputError(
+            'parent_close_policy="cancel" needs airflow_api_conn_id=: a task may trigger and look at DAG runs, but not end '
+            "them; give a connection to Airflow's REST API, or leave the policy out",
+            code="dag_cancel_needs_api",
+        )
+    return policy
 
 
 @DAG_RUN_OVER_API.state

@@ -17,6 +17,7 @@ from airflow_childrun.errors import ContextError, InputError, InvalidIdError
 from airflow_childrun.ids import key_digest
 from airflow_childrun.model.config import Duration, RunConfig
 from airflow_childrun.model.manifest import build_manifest, manifest_id
+from airflow_childrun.model.requests import ClosePolicy
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.secret_policy import SecretPolicy
 
@@ -30,6 +31,7 @@ class SpawnOrder:
     :param single: one input, whose child has ``single_key``, by default the operation's name, as key; else one child per
         element
     :param child_timeout: how long each child may take from its spawn on
+    :param parent_close_policy: what becomes of the children when the task fails for good or is told to stop
     """
 
     operation: Spawnable
@@ -41,6 +43,13 @@ class SpawnOrder:
     run_config: RunConfig | None = None
     single_key: str | None = None
     child_timeout: Duration | None = None
+    parent_close_policy: ClosePolicy = "cancel"
+
+    @property
+    def key_name(self) -> str:
+        """What keys begin with: what is run, as its author calls it."""
+        # A DAG that is to be run stands for an operation that is the same for all DAGs.
+        return str(getattr(self.operation, "dag_id", self.operation.name))
 
 
 def check_inputs(inputs: Any) -> list[Any]:
@@ -106,7 +115,17 @@ def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild
             order.operation.name, order.operation.version, op_config=config, input=element, run_config=run_config
         )
         timeout_us = order.child_timeout.us if order.child_timeout else None
-        wanted.append(WantedChild(key, manifest, manifest_id(manifest), context, snapshot_id, timeout_us=timeout_us))
+        wanted.append(
+            WantedChild(
+                key,
+                manifest,
+                manifest_id(manifest),
+                context,
+                snapshot_id,
+                order.parent_close_policy,
+                timeout_us=timeout_us,
+            )
+        )
     return wanted
 
 
@@ -144,7 +163,7 @@ def _context_bytes(context: Any, policy: SecretPolicy) -> bytes:
 
 
 def _keys(order: SpawnOrder, encoded: Sequence[Any]) -> list[str]:
-    name = order.operation.name
+    name = order.key_name
     if order.single and order.child_key is None:
         return [order.single_key or name]
     if order.child_key is None:

@@ -11,6 +11,7 @@ from airflow_childrun.errors import ChildRunError, HostError, Interrupt
 from airflow_childrun.hooks.coordinates import TaskPlace
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
+from airflow_childrun.hooks.starting import begin
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import Kind, OnClear
@@ -51,6 +52,14 @@ class HostTask(Driving):
                 self._observer.know(slot.run_id, slot.key, inputs[slot.key])
         self._announce(opened, rows)
         return rows
+
+    def start(self, rows: Sequence[RunRow]) -> list[RunRow]:
+        """Drive children until each has ended or waits, and return their rows then: nobody may come to await them.
+
+        :raises ChildRunError: why one cannot be driven here
+        """
+        self._rows_driven = rows
+        return begin(self._house, self._supervisor, rows)
 
     def attach(self, handles: Sequence[dict[str, Any]]) -> list[RunRow]:
         """Take hold of children that another task, or an earlier try, spawned.

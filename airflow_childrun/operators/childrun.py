@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NoReturn
 
 from airflow_childrun._airflow import AirflowException, AirflowFailException, BaseOperator, Context
@@ -11,11 +12,13 @@ from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.authoring.registry import REGISTRY
 from airflow_childrun.errors import ChildRunError, InputError
 from airflow_childrun.hooks.childrun import ChildRunHook
+from airflow_childrun.hooks.dag_runs import RETURN_VALUE, DagChild, check_dag_child
 from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_key, check_inputs
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
 from airflow_childrun.model.config import Duration, RunConfig, Span
+from airflow_childrun.model.requests import ClosePolicy
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
 
@@ -75,7 +78,13 @@ class SpawnChildRunOperator(ChildRunOperator):
     """Spawn child runs of an operation, and wait for them: retried, it goes on where it stopped.
 
     :param operation: what to run; or ``op_id`` and ``op_version`` of one that is registered elsewhere
-    :param input: the input of a single child (templated)
+    :param dag_id: in place of an operation: a DAG, whose runs are the children (templated)
+    :param result_task_id: of a DAG: the task whose XCom is a child's output
+    :param result_key: the key of that XCom
+    :param airflow_api_conn_id: of a DAG: connection to Airflow's REST API; with it, DAG runs are ended and partly cleared, too
+    :param parent_close_policy: of a DAG: what becomes of its runs when this task fails for good or is told to stop:
+        ``abandon``, or, with ``airflow_api_conn_id``, ``cancel`` (then the default)
+    :param input: the input of a single child (templated); of a DAG, the conf of its run
     :param inputs: a list: one child per element (templated); a string or an object is refused
     :param child_key: names an element: a field, or a function of it; required for elements that are objects
     :param op_config: the operation's configuration (templated)
@@ -95,7 +104,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         ``await_timed_out``, and leaves them as they are: its retry goes on with them
     """
 
-    template_fields: Sequence[str] = ("input", "inputs", "op_config", "initial_context", "on_clear")
+    template_fields: Sequence[str] = ("input", "inputs", "op_config", "initial_context", "on_clear", "child_dag_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "input": "json",
         "inputs": "json",
@@ -109,6 +118,11 @@ class SpawnChildRunOperator(ChildRunOperator):
         operation: Operation | None = None,
         op_id: str | None = None,
         op_version: str | None = None,
+        dag_id: str | None = None,
+        result_task_id: str | None = None,
+        result_key: str = RETURN_VALUE,
+        airflow_api_conn_id: str | None = None,
+        parent_close_policy: ClosePolicy | None = None,
         input: Any = UNSET,
         inputs: Any = UNSET,
         child_key: str | Callable[[Any], Any] | None = None,
@@ -122,7 +136,9 @@ class SpawnChildRunOperator(ChildRunOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_operation(operation, op_id, op_version)
+        _check_operation(operation, op_id, op_version, dag_id)
+        self.dag_child = DagChild(dag_id or "", result_task_id, result_key, airflow_api_conn_id)
+        self.parent_close_policy: ClosePolicy = check_dag_child(self.dag_child, parent_close_policy)
         if input is not UNSET and inputs is not UNSET:
             raise InputError("give input= for one child or inputs= for several, not both", code="input_and_inputs")
         if isinstance(inputs, str | bytes | dict) and not _is_template(inputs):
@@ -131,6 +147,7 @@ class SpawnChildRunOperator(ChildRunOperator):
             _one_of("on_clear", on_clear, ON_CLEAR)
         _one_of("on_plan_change", on_plan_change, ("fail", "respawn"))
         check_child_key(child_key)
+        self.child_dag_id = dag_id
         self.operation = operation
         self.op_id = op_id
         self.op_version = op_version
@@ -165,10 +182,12 @@ class SpawnChildRunOperator(ChildRunOperator):
             initial_context=self.initial_context,
             run_config=self.run_config,
             child_timeout=self.child_timeout,
+            parent_close_policy=self.parent_close_policy,
         )
         policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
-        if not self.wait_for_completion:
+        if not self.wait_for_completion and self.child_dag_id is None:
             self._check_await_downstream()
+        if not self.wait_for_completion:
             return self._open_hook().spawn(context, order, **policies)
         return self._open_hook().spawn_and_await(
             context,
@@ -182,6 +201,8 @@ class SpawnChildRunOperator(ChildRunOperator):
     def _find_operation(self) -> Spawnable:
         if self.operation is not None:
             return self.operation
+        if self.child_dag_id is not None:
+            return replace(self.dag_child, dag_id=self.child_dag_id)
         load_shared_operations(read_settings())
         dag = self.get_dag()
         found = REGISTRY.find(self.op_id or "", self.op_version or "", None if dag is None else dag.fileloc)
@@ -244,11 +265,15 @@ def fail_task(error: ChildRunError) -> NoReturn:
     raise AirflowFailException(str(error)) from None
 
 
-def _check_operation(operation: Any, op_id: str | None, op_version: str | None) -> None:
-    if operation is None and not (op_id and op_version):
-        raise InputError("give operation=, or op_id= and op_version= of a registered one", code="operation_missing")
+def _check_operation(operation: Any, op_id: str | None, op_version: str | None, dag_id: str | None) -> None:
+    if operation is None and not (op_id and op_version) and not dag_id:
+        raise InputError(
+            "give operation=, or op_id= and op_version= of a registered one, or dag_id=", code="operation_missing"
+        )
     if operation is not None and (op_id or op_version):
         raise InputError("give operation= or op_id= and op_version=, not both", code="operation_twice")
+    if dag_id and (operation is not None or op_id or op_version):
+        raise InputError("give an operation or dag_id=, not both", code="operation_twice")
     if operation is not None and not isinstance(operation, Operation):
         raise InputError(
             f"operation is of type {type(operation).__name__}: decorate the function with @operation",

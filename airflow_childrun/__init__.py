@@ -19,6 +19,7 @@ _HOME_OF = {
     "SpawnChildRunOperator": "airflow_childrun.operators.childrun",
     "AwaitChildRunOperator": "airflow_childrun.operators.childrun",
     "childrun_maintenance_dag": "airflow_childrun.operators.maintenance",
+    "childrun_runner_dag": "airflow_childrun.operators.runner",
 }
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "SpawnOrder",
     "__version__",
     "childrun_maintenance_dag",
+    "childrun_runner_dag",
     "operation",
 ]
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from airflow_childrun.hooks.elements import SpawnOrder
     from airflow_childrun.operators.childrun import AwaitChildRunOperator, SpawnChildRunOperator
     from airflow_childrun.operators.maintenance import childrun_maintenance_dag
+    from airflow_childrun.operators.runner import childrun_runner_dag
     from airflow_childrun.store.api import RunFilter
 
 

@@ -12,6 +12,7 @@ from airflow_childrun.errors import InvalidHistoryError
 from airflow_childrun.model.events import (
     CHILD_RUN_COMPLETED,
     CHILD_RUN_SPAWNED,
+    CHILD_RUNS_DISPATCHED,
     FACT_FAILED,
     FACT_RECORDED,
     HOST_TRY,
@@ -121,6 +122,7 @@ class RunHistory:
     end_request: dict[str, Any] | None = None
     has_cleaned_up: bool = False
     host_tries: list[dict[str, Any]] = field(default_factory=list)
+    dispatched: list[dict[str, Any]] = field(default_factory=list)
     last_fact_key: str | None = None
     turns: list[tuple[Position, str | None]] = field(default_factory=list)
     ancestors: list[Continues] = field(default_factory=list)
@@ -244,6 +246,8 @@ class RunHistory:
             self.end_request = payload
         elif name == HOST_TRY:
             self.host_tries.append(payload)
+        elif name == CHILD_RUNS_DISPATCHED:
+            self.dispatched += payload["batches"]
 
     def _on_fact(self, event: DomainEvent, state_id: str | None) -> None:
         fact = fact_of(event, self._here, state_id)

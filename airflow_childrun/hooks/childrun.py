@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from airflow_childrun._airflow import BaseHook, channel_is_shared, registered_secrets
+from airflow_childrun.authoring.registry import Registered
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.errors import ChildRunError, HostError, InputError, NotFoundError, UnavailableError
 from airflow_childrun.hooks.connection import (
@@ -19,7 +20,8 @@ from airflow_childrun.hooks.connection import (
 )
 from airflow_childrun.hooks.coordinates import TaskPlace, read_place
 from airflow_childrun.hooks.dag_runs import DagChild
-from airflow_childrun.hooks.driving import AWAIT_TIMED_OUT
+from airflow_childrun.hooks.dispatching import Dispatch, can_dispatch, check_reachable
+from airflow_childrun.hooks.driving import AWAIT_TIMED_OUT, Driving
 from airflow_childrun.hooks.elements import SpawnOrder, wanted_children
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.operations import make_resolver
@@ -34,6 +36,7 @@ from airflow_childrun.hooks.results import (
     read_handle,
     results_of,
 )
+from airflow_childrun.hooks.runner import RunnerTask
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, Settings, check_max_concurrency, read_settings
 from airflow_childrun.hooks.task import HostTask
 from airflow_childrun.model.config import Duration
@@ -72,7 +75,7 @@ class ChildRunHook(BaseHook):
         check_max_concurrency(max_concurrency)
         self.childrun_conn_id = childrun_conn_id
         self._max_concurrency = max_concurrency
-        self._task: HostTask | None = None
+        self._task: Driving | None = None
         self._store_settings: StoreSettings | None = None
 
     def get_conn(self) -> Store:
@@ -92,24 +95,34 @@ class ChildRunHook(BaseHook):
         *,
         on_clear: OnClear = "auto",
         on_plan_change: OnPlanChange = "fail",
+        dispatch: Dispatch | None = None,
     ) -> list[dict[str, Any]]:
-        """Spawn children from a running task and return their handles in order; nobody drives them yet.
+        """Spawn children from a running task and return their handles in order.
 
-        DAG runs are triggered, and left to themselves.
+        DAG runs of ``dag_id`` are triggered, and left to themselves.
 
+        :param dispatch: has DAG runs of a runner DAG drive the children; None: nobody drives them yet
         :raises ChildRunFailedError: if a DAG run could not be triggered
         :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
+        :raises OperationError: code ``operation_not_reachable``
         :raises ChildRunError: what is wrong with operation, input or configuration; nothing is stored then
         """
         task, policy, place = self._begin(context)
         clear = read_on_clear(on_clear, place.conf)
 
+        runner = can_dispatch(dispatch)
+
         def work() -> list[RunRow]:
-            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
-            return self._started(task, rows) if isinstance(order.operation, DagChild) else rows
+            check_reachable(order.operation, runner, place.dag_file)
+            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change, runner)
+            if isinstance(order.operation, DagChild):
+                return self._started(task, rows)
+            return rows if runner == dispatch else task.drive(rows)
 
         rows = self._carry_out(task, work, is_last_try=place.is_last_try)
-        return [handle_of(row, key, self.childrun_conn_id) for row, key in zip(rows, _keys(task, rows), strict=True)]
+        dag_id = None if runner is None else runner.runner_dag_id
+        keys = _keys(task, rows)
+        return [handle_of(row, key, self.childrun_conn_id, dag_id) for row, key in zip(rows, keys, strict=True)]
 
     def spawn_and_await(
         self,
@@ -121,9 +134,12 @@ class ChildRunHook(BaseHook):
         results: Results = "values",
         failure_mode: FailureMode = "raise",
         await_timeout: Duration | None = None,
+        dispatch: Dispatch | None = None,
     ) -> list[dict[str, Any]]:
         """Spawn children from a running task, drive them, and return how each ended, in order.
 
+        :param dispatch: has DAG runs drive them instead
+        :raises OperationError: code ``operation_not_reachable``
         :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
         :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``, ``xcom_too_large``,
             ``await_timed_out``
@@ -131,8 +147,11 @@ class ChildRunHook(BaseHook):
         task, policy, place = self._begin(context)
         clear = read_on_clear(on_clear, place.conf)
 
+        runner = can_dispatch(dispatch)
+
         def work() -> list[dict[str, Any]]:
-            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change)
+            check_reachable(order.operation, runner, place.dag_file)
+            rows = task.spawn(wanted_children(order, policy), clear, on_plan_change, runner)
             return self._ends(task, rows, results, failure_mode, await_timeout)
 
         found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
@@ -161,6 +180,20 @@ class ChildRunHook(BaseHook):
 
         found: list[dict[str, Any]] = self._carry_out(task, work, is_last_try=place.is_last_try)
         return found
+
+    def drive(self, context: Any, run_ids: Sequence[UUID], operations: Iterable[Registered] = ()) -> list[RunRow]:
+        """Drive runs that another task spawned, as the task of a runner DAG does, and return how each ended, in order.
+
+        :param operations: known here beside those of the DAG file and of the shared modules
+        :raises HostError: code ``child_run_missing``
+        :raises ChildRunError: if one cannot be driven here; the others have ended then
+        """
+        house, place, observer = self._make_house(context, operations)
+        self._task = task = RunnerTask(house, place, observer)
+        try:
+            return task.in_background(lambda: task.drive(task.find(run_ids)))
+        finally:
+            task.in_background(task.close)
 
     def abandon(self) -> None:
         """Give up what a running task of this hook drives; the next try goes on."""
@@ -274,21 +307,25 @@ class ChildRunHook(BaseHook):
         return []
 
     def _begin(self, context: Any) -> tuple[HostTask, SecretPolicy, TaskPlace]:
+        house, place, observer = self._make_house(context)
+        task = HostTask(house, place, observer)
+        self._task = task
+        return task, house.policy, place
+
+    def _make_house(self, context: Any, listed: Iterable[Registered] = ()) -> tuple[House, TaskPlace, TaskObserver]:
         settings = read_settings()
         store_settings = read_store_settings(self.childrun_conn_id)
         place = read_place(context, store_settings.deployment_id)
-        policy = strict() if settings.preset == "strict" else standard(registered_secrets)
         store = self._open(store_settings)
         observer = TaskObserver(store)
         house = House(
             store=store,
-            resolver=make_resolver(settings, place.dag_file),
-            policy=policy,
+            resolver=make_resolver(settings, place.dag_file, listed),
+            policy=strict() if settings.preset == "strict" else standard(registered_secrets),
             limits=self._limits(settings),
             observer=observer,
         )
-        self._task = HostTask(house, place, observer)
-        return self._task, policy, place
+        return house, place, observer
 
     def _limits(self, settings: Settings) -> Limits:
         wanted = self._max_concurrency or settings.max_concurrency

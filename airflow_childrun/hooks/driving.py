@@ -11,15 +11,22 @@ from uuid import UUID
 from airflow_childrun.errors import ChildRunError, HostError, StoreInterrupt
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.model.config import Duration
+from airflow_childrun.runtime.dispatch import Dispatcher
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Monitor
 from airflow_childrun.runtime.supervisor import Supervisor
+from airflow_childrun.runtime.waiting import Hold
 from airflow_childrun.store.api import RunRow, Store
 
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
 REPORT_EVERY_S = 10.0
 AWAIT_TIMED_OUT = "await_timed_out"
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 2.0
+"""Between two looks at children that DAG runs drive."""
+LOOK_EVERY_S = 5.0
+"""Between two looks at the DAG runs themselves."""
 STOPPED = "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
 
 
@@ -49,6 +56,7 @@ class Driving:
         self._supervisor = Supervisor(house)
         self._progress = Progress()
         self._rows_driven: Sequence[RunRow] = ()
+        self._dispatcher: Dispatcher | None = None
         self._told_to_leave = False
         self._waiting: Monitor | None = None
         self._await_until_us: int | None = None
@@ -67,29 +75,42 @@ class Driving:
         return self._observer.name(row)
 
     def drive(self, rows: Sequence[RunRow], await_timeout: Duration | None = None) -> list[RunRow]:
-        """Drive children until each has ended, and everything that they left running; return their last rows.
+        """Drive runs until each has ended, and everything that they left running; return their last rows.
+
+        Those that DAG runs drive are only watched.
 
         :raises HostError: code ``await_timed_out``, if that takes longer than ``await_timeout``; the children are left as
             they are
-        :raises ChildRunError: if one cannot be driven here; the others have ended then
+        :raises ChildRunError: if one cannot be driven; the others have ended then
         """
-        self._rows_driven = rows
+        elsewhere = {row.run_id for row in rows if self._is_elsewhere(row.run_id)}
+        self._rows_driven = [row for row in rows if self._is_ours(row)]
         self._progress.total = len(rows)
         waiting = {row.run_id for row in rows if not row.is_terminal}
         self._progress.ended = len(rows) - len(waiting)
         for row in rows:
-            if row.run_id in waiting:
+            if row.run_id in waiting - elsewhere:
                 self._supervisor.hand_over(row.run_id)
         if await_timeout is not None:
             self._await_until_us = self._house.now_us() + await_timeout.us
-        self._watch(waiting)
-        errors = self._settle(waiting)
+        self._watch(waiting - elsewhere, waiting & elsewhere)
+        errors = self._settle(waiting - elsewhere)
         while not self._supervisor.is_idle():
             self._supervisor.wait_until_idle(self._wait_s())
+        if self._dispatcher is not None:
+            errors += self._dispatcher.errors.values()
         if errors:
             raise errors[0]
         last = self._house.store.get_runs([row.run_id for row in rows])
         return [last[row.run_id] for row in rows]
+
+    def _is_elsewhere(self, run_id: UUID) -> bool:
+        """Whether DAG runs are to drive a run."""
+        return self._dispatcher is not None and self._dispatcher.drives(run_id)
+
+    def _is_ours(self, row: RunRow) -> bool:
+        """Whether a run ends with this task, when that fails for good."""
+        return not self._is_elsewhere(row.run_id)
 
     def close(self) -> None:
         """Give up what is still driven; the session ends with the last thread of a run."""
@@ -155,17 +176,44 @@ class Driving:
             raise raised[0].cause from raised[0]
         raise raised[0]
 
-    def _watch(self, waiting: set[UUID]) -> None:
-        """Count ends while this process drives anything."""
-        active = set(waiting)
-        while active:
-            still = self._supervisor.wait_while_active(active, self._wait_s())
-            done = active - still
-            if done:
-                rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))  # noqa: B023
-                self._progress.ended += sum(row.is_terminal for row in rows.values())
-                self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
-            active = still
+    def _watch(self, here: set[UUID], elsewhere: set[UUID]) -> None:
+        """Count ends while this process drives anything, or others do it for this task."""
+        active, away = set(here), set(elsewhere)
+        now_s = self._house.scheduler.now_s
+        pause_s, look_at = FIRST_PAUSE_S, now_s() + LOOK_EVERY_S
+        while active or away:
+            if active:
+                active -= self._count(active - self._supervisor.wait_while_active(active, min(self._wait_s(), pause_s if away else 1.0)))
+            else:
+                self._pause(min(self._wait_s(), pause_s))
+            if away:
+                rows = self._house.patience.attempt(lambda: self._house.store.get_runs(away))  # noqa: B023
+                if self._dispatcher is not None and now_s() >= look_at:
+                    self._dispatcher.look(rows.values())
+                    look_at = now_s() + LOOK_EVERY_S
+                away -= self._count({row.run_id for row in rows.values() if row.is_terminal})
+                away -= set() if self._dispatcher is None else self._dispatcher.errors.keys()
+            pause_s = min(pause_s * 1.2, LONGEST_PAUSE_S)
+
+    def _count(self, done: set[UUID]) -> set[UUID]:
+        """Add to what is reported runs that are not driven any more."""
+        if done:
+            rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))
+            self._progress.ended += sum(row.is_terminal for row in rows.values())
+            self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
+        return done
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless this process is told to leave.
+
+        :raises Abandoned: then
+        """
+        over_at = self._house.scheduler.now_s() + seconds
+
+        def left_s() -> float:
+            return over_at - self._house.scheduler.now_s()
+
+        Hold(self._house).wait_while(lambda: left_s() > 0, left_s)
 
     def _wait_s(self) -> float:
         """Return how long to wait before looking again.

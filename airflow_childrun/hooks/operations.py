@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 
-from airflow_childrun.authoring.registry import RegistryResolver
+from airflow_childrun.authoring.registry import Registered, RegistryResolver
 from airflow_childrun.errors import OperationError
 from airflow_childrun.hooks.settings import Settings
+from airflow_childrun.model.manifest import RunManifest
+from airflow_childrun.model.plan import ExecutionPlan
 
 ENTRY_POINTS = "airflow_childrun.operations"
 
@@ -17,10 +20,19 @@ def load_shared_operations(settings: Settings) -> None:
 
     :raises OperationError: code ``operations_module_broken``, naming the module and what it raised
     """
-    for point in entry_points(group=ENTRY_POINTS):
-        _import(point.value.partition(":")[0], f"the entry point {point.name!r}")
-    for name in settings.operations_modules:
-        _import(name, "[childrun] operations_modules")
+    for name, origin in _shared(settings):
+        _import(name, origin)
+
+
+def shared_modules(settings: Settings) -> list[str]:
+    """Return the names of the modules that define operations for every DAG file."""
+    return [name for name, _ in _shared(settings)]
+
+
+def _shared(settings: Settings) -> list[tuple[str, str]]:
+    points = entry_points(group=ENTRY_POINTS)
+    named = [(point.value.partition(":")[0], f"the entry point {point.name!r}") for point in points]
+    return [*named, *((name, "[childrun] operations_modules") for name in settings.operations_modules)]
 
 
 def _import(name: str, origin: str) -> None:
@@ -33,7 +45,26 @@ def _import(name: str, origin: str) -> None:
         ) from error
 
 
-def make_resolver(settings: Settings, dag_file: str | None) -> RegistryResolver:
-    """Return the resolver for what a DAG file drives."""
+class TaskResolver:
+    """Finds plans for what a task drives.
+
+    :param listed: operations that it was given, ahead of all that its process knows
+    """
+
+    def __init__(self, dag_file: str | None, listed: Iterable[Registered] = ()) -> None:
+        self._registry = RegistryResolver(file=dag_file)
+        self._listed = {(made.name, made.version): made for made in listed}
+
+    def resolve(self, manifest: RunManifest) -> ExecutionPlan:
+        """Return the plan that a manifest asks for.
+
+        :raises OperationError: codes ``operation_not_reachable``, ``operation_ambiguous``
+        """
+        made = self._listed.get((manifest.op_id, manifest.op_version))
+        return self._registry.resolve(manifest) if made is None else made.plan(manifest)
+
+
+def make_resolver(settings: Settings, dag_file: str | None, listed: Iterable[Registered] = ()) -> TaskResolver:
+    """Return the resolver for what a task of a DAG file drives."""
     load_shared_operations(settings)
-    return RegistryResolver(file=dag_file)
+    return TaskResolver(dag_file, listed)

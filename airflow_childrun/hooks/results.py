@@ -22,8 +22,12 @@ _HANDLES = (
 )
 
 
-def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
-    """Return the handle of a child: names its slot, for this task or another one to await."""
+def handle_of(row: RunRow, key: str, conn_id: str, runner_dag_id: str | None = None) -> dict[str, Any]:
+    """Return the handle of a child: names its slot, for this task or another one to await.
+
+    :param runner_dag_id: the DAG whose runs drive it, if that is not left to whoever awaits it
+    """
+    elsewhere = {} if runner_dag_id is None else {"runner_dag_id": runner_dag_id}
     return {
         "child_run_id": str(row.run_id),
         "slot_id": str(row.slot_id),
@@ -32,6 +36,7 @@ def handle_of(row: RunRow, key: str, conn_id: str) -> dict[str, Any]:
         "operation": row.op_id,
         "version": row.op_version,
         "childrun_conn_id": conn_id,
+        **elsewhere,
     }
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from airflow_childrun._airflow import channel_is_shared
 from airflow_childrun.errors import ChildRunError, HostError, Interrupt
 from airflow_childrun.hooks.coordinates import TaskPlace
+from airflow_childrun.hooks.dispatching import Dispatch, TaskDagRuns, link_to
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.starting import begin
+from airflow_childrun.runtime.dispatch import Cutter, Dispatcher
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import Kind, OnClear
@@ -21,6 +24,8 @@ from airflow_childrun.store.api import RunRow
 _log = logging.getLogger("airflow.task.childrun")
 SHORTEST_GRACE_S = 120
 GRACE_AFTER_RETRY_S = 60
+SHOWN = 10
+"""How many DAG runs are named in the log, and children of each."""
 KINDS: Mapping[Kind, str] = {
     "first": "first try",
     "same": "same try, come back",
@@ -38,12 +43,20 @@ class HostTask(Driving):
         self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
         self._grace_us = max(SHORTEST_GRACE_S, place.retry_delay_s + GRACE_AFTER_RETRY_S) * 1_000_000
 
-    def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> list[RunRow]:
-        """Make the wanted children exist, and return their rows in order.
+    def spawn(
+        self,
+        wanted: Sequence[WantedChild],
+        on_clear: OnClear,
+        on_plan_change: OnPlanChange,
+        dispatch: Dispatch | None = None,
+    ) -> list[RunRow]:
+        """Make the wanted children exist, and return their rows in order; DAG runs that are to drive them are triggered.
 
-        :raises HostError: see :meth:`~airflow_childrun.runtime.host.HostRun.spawn`
+        :raises HostError: see :meth:`~airflow_childrun.runtime.host.HostRun.spawn`; codes ``dag_not_found``,
+            ``dag_refused``, ``airflow_unavailable``
         """
-        opened = self._host.spawn(wanted, on_clear, on_plan_change)
+        cut = None if dispatch is None else dispatch.cutter
+        opened = self._host.spawn(wanted, on_clear, on_plan_change, cut)
         rows = self._rows(opened)
         inputs = {child.key: child.manifest.input for child in wanted}
         for slot in opened.slots:
@@ -51,6 +64,8 @@ class HostTask(Driving):
             if slot.key in inputs:
                 self._observer.know(slot.run_id, slot.key, inputs[slot.key])
         self._announce(opened, rows)
+        if cut is not None:
+            self._dispatch(rows, cut)
         return rows
 
     def start(self, rows: Sequence[RunRow]) -> list[RunRow]:
@@ -72,7 +87,34 @@ class HostTask(Driving):
         rows = self._rows(opened)
         for row, handle in zip(rows, handles, strict=True):
             self._observer.keys[row.run_id] = handle.get("key") or row.op_id
+        if any("runner_dag_id" in handle for handle in handles) and not channel_is_shared():
+            self._dispatch(rows, None)
         return rows
+
+    def _dispatch(self, rows: Sequence[RunRow], cut: Cutter | None) -> None:
+        """Have every child that has not ended driven by the DAG run which was recorded for it, or is now."""
+        left = [row for row in rows if not row.is_terminal]
+        self._rows_driven = [row for row in rows if self._is_ours(row)]
+        batches = self._host.dispatched_by_parents(left)
+        new = [] if cut is None else cut([row.run_id for row in left if row.run_id not in batches])
+        if new:
+            self._host.dispatch(new)
+            batches |= {run_id: batch for batch in new for run_id in batch.run_ids}
+        self._dispatcher = Dispatcher(self._house.store, TaskDagRuns(), batches, self._host.dispatch)
+        made = self._dispatcher.begin(left)
+        named = list(dict.fromkeys(self._dispatcher.batches[row.run_id] for row in left if row.run_id in batches))
+        if named:
+            _log.info("child runs: %d of %d DAG runs triggered to drive them", made, len(named))
+        for batch in named[:SHOWN]:
+            keys = [self.key_of(row) for row in left if row.run_id in set(batch.run_ids)]
+            told = ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+            _log.info("%s drives %s %s", batch, told, link_to(batch))
+        if len(named) > SHOWN:
+            _log.info("and %d more DAG runs", len(named) - SHOWN)
+
+    def _is_ours(self, row: RunRow) -> bool:
+        """Whether this task spawned a child, or is to drive it."""
+        return super()._is_ours(row) or row.parent_run_id == self._host.run_id
 
     def fail_for_good(self) -> None:
         """Ask the children to end that have not: no further try of this task will come by itself."""

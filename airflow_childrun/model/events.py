@@ -197,9 +197,19 @@ CHILD_RUN_COMPLETED = "child_run_completed"
 WAIT_OPENED = "wait_opened"
 INBOX_CONSUMED = "inbox_consumed"
 HOST_TRY = "host_try"
+CHILD_RUNS_DISPATCHED = "child_runs_dispatched"
 
 ENGINE_NAMES = frozenset(
-    {FACT_RECORDED, FACT_FAILED, CHILD_RUN_SPAWNED, CHILD_RUN_COMPLETED, WAIT_OPENED, INBOX_CONSUMED, HOST_TRY}
+    {
+        FACT_RECORDED,
+        FACT_FAILED,
+        CHILD_RUN_SPAWNED,
+        CHILD_RUN_COMPLETED,
+        WAIT_OPENED,
+        INBOX_CONSUMED,
+        HOST_TRY,
+        CHILD_RUNS_DISPATCHED,
+    }
 )
 """Names that only the engine writes: kept under every event profile, refused from a handler's ``emit``."""
 

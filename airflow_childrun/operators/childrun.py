@@ -13,12 +13,14 @@ from airflow_childrun.authoring.registry import REGISTRY
 from airflow_childrun.errors import ChildRunError, InputError
 from airflow_childrun.hooks.childrun import ChildRunHook
 from airflow_childrun.hooks.dag_runs import RETURN_VALUE, DagChild, check_dag_child
+from airflow_childrun.hooks.dispatching import DispatchMode, check_runner, read_dispatch
 from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_key, check_inputs
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
 from airflow_childrun.model.config import Duration, RunConfig, Span
 from airflow_childrun.model.requests import ClosePolicy
+from airflow_childrun.runtime.dispatch import OnRunnerLost
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
 
@@ -82,8 +84,8 @@ class SpawnChildRunOperator(ChildRunOperator):
     :param result_task_id: of a DAG: the task whose XCom is a child's output
     :param result_key: the key of that XCom
     :param airflow_api_conn_id: of a DAG: connection to Airflow's REST API; with it, DAG runs are ended and partly cleared, too
-    :param parent_close_policy: of a DAG: what becomes of its runs when this task fails for good or is told to stop:
-        ``abandon``, or, with ``airflow_api_conn_id``, ``cancel`` (then the default)
+    :param parent_close_policy: what becomes of the children when this task fails for good or is told to stop: ``cancel``,
+        or, with ``dispatch="dag_run"``, ``abandon``. Of a DAG: ``abandon``, or, with ``airflow_api_conn_id``, ``cancel``
     :param input: the input of a single child (templated); of a DAG, the conf of its run
     :param inputs: a list: one child per element (templated); a string or an object is refused
     :param child_key: names an element: a field, or a function of it; required for elements that are objects
@@ -95,7 +97,13 @@ class SpawnChildRunOperator(ChildRunOperator):
     :param child_timeout: how long each child may take from its spawn on (seconds or a timedelta); then it ends as Failed,
         code ``run_timed_out``
     :param on_plan_change: what happens to an unfinished child whose operation has changed its states: ``fail``, ``respawn``
-    :param wait_for_completion: False returns handles for an :class:`AwaitChildRunOperator` downstream
+    :param wait_for_completion: False returns handles, for an :class:`AwaitChildRunOperator` downstream
+    :param dispatch: ``inline``: this task drives the children; ``dag_run``: DAG runs of a runner DAG do, see
+        :func:`~airflow_childrun.operators.runner.childrun_runner_dag`
+    :param runner_dag_id: the runner DAG
+    :param batch_size: how many children one DAG run drives
+    :param on_runner_lost: what is done when such a DAG run is over, or gone, before its children have ended:
+        ``redispatch``, ``fail``
     :param results: ``values`` returns outputs, ``references`` leaves them in the store
     :param failure_mode: ``raise`` fails the task if a child did not complete, ``return`` lets the author look
     :param childrun_conn_id: connection of type ``childrun``
@@ -133,12 +141,19 @@ class SpawnChildRunOperator(ChildRunOperator):
         on_clear: str = "auto",
         on_plan_change: OnPlanChange = "fail",
         wait_for_completion: bool = True,
+        dispatch: DispatchMode = "inline",
+        runner_dag_id: str | None = None,
+        batch_size: int = 1,
+        on_runner_lost: OnRunnerLost = "redispatch",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         _check_operation(operation, op_id, op_version, dag_id)
         self.dag_child = DagChild(dag_id or "", result_task_id, result_key, airflow_api_conn_id)
-        self.parent_close_policy: ClosePolicy = check_dag_child(self.dag_child, parent_close_policy)
+        usual = check_dag_child(self.dag_child, parent_close_policy if dag_id else None)
+        self.parent_close_policy: ClosePolicy = parent_close_policy or usual
+        runner = read_dispatch(dispatch, runner_dag_id, batch_size, on_runner_lost)
+        self.dispatch = check_runner(runner, self.parent_close_policy, dag_id)
         if input is not UNSET and inputs is not UNSET:
             raise InputError("give input= for one child or inputs= for several, not both", code="input_and_inputs")
         if isinstance(inputs, str | bytes | dict) and not _is_template(inputs):
@@ -185,6 +200,7 @@ class SpawnChildRunOperator(ChildRunOperator):
             parent_close_policy=self.parent_close_policy,
         )
         policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
+        policies["dispatch"] = self.dispatch
         if not self.wait_for_completion and self.child_dag_id is None:
             self._check_await_downstream()
         if not self.wait_for_completion:
@@ -212,7 +228,7 @@ class SpawnChildRunOperator(ChildRunOperator):
 
     def _check_await_downstream(self) -> None:
         """Refuse to spawn children that nobody would ever drive."""
-        if any(_awaits(task) for task in self.get_flat_relatives(upstream=False)):
+        if self.dispatch is not None or any(_awaits(task) for task in self.get_flat_relatives(upstream=False)):
             return
         raise InputError(
             f"task {self.task_id!r} has wait_for_completion=False, but no AwaitChildRunOperator stands downstream: its "

@@ -12,6 +12,7 @@ from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import HOST_TRY, DomainEvent
 from airflow_childrun.runtime.closing import withdraw_posts
+from airflow_childrun.runtime.dispatch import Batch, Cut, Cutter, batches_of, dispatched_event, successors
 from airflow_childrun.runtime.generations import find_cleaned_up, newest_of
 from airflow_childrun.runtime.histories import is_drifted, load_history
 from airflow_childrun.runtime.host_stream import HostStream
@@ -91,12 +92,21 @@ class HostRun:
         """The tree: that of the DAG run."""
         return self._root
 
-    def spawn(self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange) -> Opened:
+    @property
+    def run_id(self) -> UUID | None:
+        """The host run of this try, once it has begun."""
+        return None if self._stream.row is None else self._stream.row.run_id
+
+    def spawn(
+        self, wanted: Sequence[WantedChild], on_clear: OnClear, on_plan_change: OnPlanChange, cut: Cut | None = None
+    ) -> Opened:
         """Begin the try with the list of its children, and make those exist that do not yet.
 
+        :param cut: which DAG runs are to drive the children; None if this task does
         :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
         :raises ChildRunError: what is wrong with an operation, an input or a configuration; nothing is stored then
         """
+        self._stream.reads_policies = cut is not None
         kind, last = self._recognise()
         host_id = self._host_id(kind)
         keeper = TreeKeeper(self._house, host_id, self._root, self._airflow)
@@ -114,7 +124,7 @@ class HostRun:
         self._begin(kind, [*listed, *self._carried(kind, awaited=True)], taken)
         self._close_vanished(kind, last, listed, known)
         repeated = sum(action_of(entry, known) == "respawn" and known[entry.key].is_done for entry in listed)
-        ran = self._open(keeper, by_key, listed, known)
+        ran = self._open(keeper, by_key, listed, known, cut)
         return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran, repeated)
 
     def attach(self, slot_ids: Sequence[UUID]) -> Opened:
@@ -138,7 +148,12 @@ class HostRun:
                 listed.append(Listed(str(slot_id), row.generation, awaited=True))
         self._begin(kind, [*self._carried(kind, awaited=False), *listed], newest.values())
         opened = [row for entry in listed if (row := newest[UUID(entry.key)]).generation < entry.generation]
-        ran = self._commit_openings([keeper.resume(row) for row in opened])
+        openings = [keeper.resume(row) for row in opened]
+        before = {opening.run_id: row.run_id for opening, row in zip(openings, opened, strict=True)}
+        batches = self.dispatched_by_parents(opened)
+        self._stream.reads_policies = bool(batches)
+        cut = successors(batches, before)
+        ran = self._commit_openings(openings, cut)
         newest |= newest_of(self._house.store, (row.slot_id for row in opened))
         slots = tuple(
             Slot(str(slot_id), slot_id, newest[slot_id].run_id, newest[slot_id].generation) for slot_id in slot_ids
@@ -193,6 +208,19 @@ class HostRun:
         """End children now, as far as nobody owns them."""
         if self._has_begun:
             self._stream.end(run_ids, reason)
+
+    def dispatched_by_parents(self, rows: Iterable[RunRow]) -> dict[UUID, Batch]:
+        """Return by run id which DAG runs are to drive runs, as this task and those that spawned them recorded it."""
+        own = self._stream.row
+        hosts = [row.parent_run_id for row in rows if row.parent_run_id is not None]
+        return batches_of(self._house.store, hosts + ([] if own is None or not hosts else [own.run_id]))
+
+    def dispatch(self, batches: Sequence[Batch]) -> None:
+        """Record which DAG runs are to drive what, before any of them is triggered.
+
+        :raises HostError: code ``stale_attempt``
+        """
+        self._stream.append([dispatched_event(batches)])
 
     def _begin(self, kind: Kind, listed: Sequence[Listed], taken: Iterable[RunRow]) -> None:
         """Write ``host_try``: from here on only this try appends; what asked the children to end is taken back."""
@@ -250,6 +278,7 @@ class HostRun:
         wanted: Mapping[str, WantedChild],
         listed: Sequence[Listed],
         known: Mapping[str, Known],
+        cut: Cut | None,
     ) -> int:
         """Make every listed generation exist, some hundred to a commit."""
         openings: list[Opening] = []
@@ -263,22 +292,26 @@ class HostRun:
                 ended, posts = keeper.end(known[entry.key].row, "respawned")
                 opening = keeper.spawn(wanted[entry.key], entry.generation)
                 openings.append(replace(opening, steps=(*ended, *opening.steps), posts=posts))
-        return self._commit_openings(openings)
+        return self._commit_openings(openings, cut)
 
-    def _commit_openings(self, openings: Sequence[Opening]) -> int:
+    def _commit_openings(self, openings: Sequence[Opening], cut: Cut | None) -> int:
         """Make generations exist, and return how many; those that somebody else opened meanwhile are taken as they are."""
         opened = 0
-        for start in range(0, len(openings), CHUNK):
-            chunk = openings[start : start + CHUNK]
-            while chunk and not self._try_openings(chunk):
+        # No commit cuts a batch in two.
+        size = cut.size * max(1, CHUNK // cut.size) if isinstance(cut, Cutter) else CHUNK
+        for start in range(0, len(openings), size):
+            chunk = openings[start : start + size]
+            while chunk and not self._try_openings(chunk, cut):
                 there = self._house.store.get_runs(opening.run_id for opening in chunk)
                 chunk = [opening for opening in chunk if opening.run_id not in there]
             opened += len(chunk)
         return opened
 
-    def _try_openings(self, chunk: Sequence[Opening]) -> bool:
+    def _try_openings(self, chunk: Sequence[Opening], cut: Cut | None) -> bool:
         """Commit openings; False if one of their runs is there already."""
         events = [event for opening in chunk for event in opening.events]
+        batches = [] if cut is None else cut([opening.run_id for opening in chunk])
+        events += [dispatched_event(batches)] if batches else []
         steps = tuple(step for opening in chunk for step in opening.steps)
         unique = {artifact.id: artifact for opening in chunk for artifact in opening.artifacts}
         posts = [post for opening in chunk for post in opening.posts]

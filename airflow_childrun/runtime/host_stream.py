@@ -11,7 +11,7 @@ from airflow_childrun.engine.inbox import CLOSE
 from airflow_childrun.engine.prepare import MANIFEST, SNAPSHOT, Lineage, create_step
 from airflow_childrun.errors import HostError
 from airflow_childrun.model.events import ENGINE, DomainEvent, Event, RunStarted
-from airflow_childrun.runtime.closing import cancel_run, close_posts
+from airflow_childrun.runtime.closing import cancel_run, closable_children, close_posts
 from airflow_childrun.runtime.host_try import HostCoordinates
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import (
@@ -46,6 +46,8 @@ class HostStream:
         self._airflow = airflow
         self._root = coordinates.root_run_id()
         self.row: RunRow | None = None
+        self.reads_policies = False
+        """Whether children may be there that are to outlive this task: to read what each recorded takes a query a child."""
         self._head, self._epoch = 0, 0
 
     @property
@@ -108,10 +110,8 @@ class HostStream:
         One commit under the try's epoch, which it raises: a zombie closes nothing.
         """
         wanted = set(run_ids) | {row.run_id for row in self._house.store.children_of(self._host_id)}
-        rows = self._house.store.get_runs(wanted).values()
-        posts = tuple(
-            close_posts(self._house, (row.run_id for row in rows if not row.is_terminal), reason, grace_us=grace_us)
-        )
+        left = self._closable(wanted)
+        posts = tuple(close_posts(self._house, left, reason, grace_us=grace_us))
         head = self._head
         for _ in range(CLOSE_TRIES):
             step = RunStep(self._host_id, head, self._epoch, lease=TakeLease(None))
@@ -126,8 +126,14 @@ class HostStream:
 
     def end(self, run_ids: Iterable[UUID], reason: str) -> None:
         """End runs, and what is below them, as far as nobody owns them; owners are asked to."""
-        for run_id in run_ids:
+        for run_id in self._closable(run_ids):
             cancel_run(self._house, run_id, reason, kind=CLOSE)
+
+    def _closable(self, run_ids: Iterable[UUID]) -> list[UUID]:
+        if self.reads_policies:
+            return [row.run_id for row in closable_children(self._house.store, run_ids)]
+        rows = self._house.store.get_runs(run_ids).values()
+        return [row.run_id for row in rows if not row.is_terminal]
 
     def _creation(self, host_id: UUID, generation: int, event: DomainEvent) -> RunStep:
         at = self._coordinates

@@ -21,6 +21,7 @@ PUBLIC = [
     "SpawnOrder",
     "__version__",
     "childrun_maintenance_dag",
+    "childrun_runner_dag",
     "operation",
 ]
 

@@ -11,6 +11,9 @@ from airflow_childrun.errors import OperationError
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan
 
+MAKERS = ("airflow_childrun.authoring", "airflow_childrun.operators")
+"""Packages that make things on behalf of whoever calls them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -38,7 +41,7 @@ class Place:
         if build is not None:
             return cls.of_function(build)
         frame = inspect.currentframe()
-        while frame is not None and frame.f_globals.get("__name__", "").startswith("airflow_childrun.authoring"):
+        while frame is not None and frame.f_globals.get("__name__", "").startswith(MAKERS):
             frame = frame.f_back
         if frame is None:
             return cls("<unknown>", 0)

@@ -14,7 +14,7 @@ from airflow_childrun.hooks.dispatching import Dispatch, TaskDagRuns, link_to
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.starting import begin
-from airflow_childrun.runtime.dispatch import Cutter, Dispatcher
+from airflow_childrun.runtime.dispatch import Cutter, DagRuns, Dispatcher
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import Kind, OnClear
@@ -24,7 +24,7 @@ from airflow_childrun.store.api import RunRow
 _log = logging.getLogger("airflow.task.childrun")
 SHORTEST_GRACE_S = 120
 GRACE_AFTER_RETRY_S = 60
-SHOWN = 10
+SHOWN, SHOWN_OF_EACH = 10, 3
 """How many DAG runs are named in the log, and children of each."""
 KINDS: Mapping[Kind, str] = {
     "first": "first try",
@@ -38,8 +38,9 @@ KINDS: Mapping[Kind, str] = {
 class HostTask(Driving):
     """One try of a task, as far as it has to do with child runs."""
 
-    def __init__(self, house: House, place: TaskPlace, observer: TaskObserver) -> None:
+    def __init__(self, house: House, place: TaskPlace, observer: TaskObserver, dag_runs: DagRuns | None = None) -> None:
         super().__init__(house, observer)
+        self._dag_runs = dag_runs or TaskDagRuns()
         self._host = HostRun(house, place.coordinates, place.facts, place.airflow)
         self._grace_us = max(SHORTEST_GRACE_S, place.retry_delay_s + GRACE_AFTER_RETRY_S) * 1_000_000
 
@@ -94,21 +95,22 @@ class HostTask(Driving):
     def _dispatch(self, rows: Sequence[RunRow], cut: Cutter | None) -> None:
         """Have every child that has not ended driven by the DAG run which was recorded for it, or is now."""
         left = [row for row in rows if not row.is_terminal]
-        self._rows_driven = [row for row in rows if self._is_ours(row)]
         batches = self._host.dispatched_by_parents(left)
         new = [] if cut is None else cut([row.run_id for row in left if row.run_id not in batches])
         if new:
             self._host.dispatch(new)
             batches |= {run_id: batch for batch in new for run_id in batch.run_ids}
-        self._dispatcher = Dispatcher(self._house.store, TaskDagRuns(), batches, self._host.dispatch)
+        self._dispatcher = Dispatcher(self._house.store, self._dag_runs, batches, self._host.dispatch)
+        self._rows_driven = [row for row in rows if self._is_ours(row)]
         made = self._dispatcher.begin(left)
         named = list(dict.fromkeys(self._dispatcher.batches[row.run_id] for row in left if row.run_id in batches))
         if named:
             _log.info("child runs: %d of %d DAG runs triggered to drive them", made, len(named))
         for batch in named[:SHOWN]:
-            keys = [self.key_of(row) for row in left if row.run_id in set(batch.run_ids)]
-            told = ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
-            _log.info("%s drives %s %s", batch, told, link_to(batch))
+            mine = [row for row in left if row.run_id in set(batch.run_ids)]
+            told = ", ".join(self.name_of(row) for row in mine[:SHOWN_OF_EACH])
+            more = f" and {len(mine) - SHOWN_OF_EACH} more" if len(mine) > SHOWN_OF_EACH else ""
+            _log.info("%s drives %s%s %s", batch, told, more, link_to(batch))
         if len(named) > SHOWN:
             _log.info("and %d more DAG runs", len(named) - SHOWN)
 

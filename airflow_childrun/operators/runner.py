@@ -101,13 +101,9 @@ def childrun_runner_dag(
                 f"operations has a {type(made).__name__}: decorate the function with @operation",
                 code="operation_invalid",
             )
-    file = Place.of_caller(None).file
-    tags = {TAG, *(operation_tag(made.name, made.version) for made in operations)}
-    limits: dict[str, Any] = {} if max_active_runs is None else {"max_active_runs": max_active_runs}
+    dag = _empty_dag(dag_id, operations, max_active_runs)
     given = {"pool": pool, "queue": queue, "executor": executor, "priority_weight": priority_weight}
-    with DAG(
-        dag_id, schedule=None, catchup=False, is_paused_upon_creation=False, tags=tags, doc_md=_DOC, **limits
-    ) as dag:
+    with dag:
         DriveChildRunsOperator(
             task_id=RUNNER_TASK_ID,
             operations=operations,
@@ -118,8 +114,16 @@ def childrun_runner_dag(
             executor_config=executor_config,
             **{name: value for name, value in given.items() if value is not None},
         )
-    dag.fileloc = file
-    RUNNERS[dag_id] = Runner(file, keys_of(operations))
+    RUNNERS[dag_id] = Runner(dag.fileloc, keys_of(operations))
+    return dag
+
+
+def _empty_dag(dag_id: str, operations: Sequence[Operation], max_active_runs: int | None) -> DAG:
+    tags = {TAG, *(operation_tag(made.name, made.version) for made in operations)}
+    limits: dict[str, Any] = {} if max_active_runs is None else {"max_active_runs": max_active_runs}
+    dag = DAG(dag_id, schedule=None, catchup=False, is_paused_upon_creation=False, tags=tags, doc_md=_DOC, **limits)
+    # Airflow takes the file of the nearest caller, which is this one.
+    dag.fileloc = Place.of_caller(None).file
     return dag
 
 

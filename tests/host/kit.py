@@ -16,6 +16,7 @@ from airflow_childrun.hooks.task import HostTask
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import HOST_TRY
 from airflow_childrun.model.manifest import manifest_id
+from airflow_childrun.runtime.dispatch import DagRuns
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import HostCoordinates, OnClear, TryFacts
@@ -105,10 +106,10 @@ class Try:
 class HostLab(Lab):
     """A lab whose processes are tries of tasks."""
 
-    def begin(self, task: AirflowTask, **limits: Any) -> Try:
+    def begin(self, task: AirflowTask, dag_runs: DagRuns | None = None, **limits: Any) -> Try:
         """Begin a try in a process of its own."""
         process = self.process(owner="", **limits)
-        return Try(HostTask(process.house, task.place, TaskObserver(process.house.store)), process)
+        return Try(HostTask(process.house, task.place, TaskObserver(process.house.store), dag_runs), process)
 
     def wanted(self, op: str, inputs: Sequence[Any], *, version: str = "1", context: Any = None) -> list[WantedChild]:
         """Return one child per element, named by it, or by its ``id``."""

@@ -68,6 +68,10 @@ class Browser:
         """Delete a DAG run."""
         self._request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")
 
+    def mark_run(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a DAG run failed or a success, with its tasks."""
+        self._request("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}", json={"state": state})
+
     def task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Return a task instance."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"

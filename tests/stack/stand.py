@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -79,16 +80,20 @@ class Stand:
         """Run ``childrun``."""
         return self.run(sys.executable, "-m", "airflow_childrun.cli.main", *arguments)
 
-    def start(self, name: str) -> None:
-        """Start one component."""
+    def start(self, name: str, *command: str, **environment: str) -> None:
+        """Start one component.
+
+        :param command: of ``airflow``; by default its name
+        :param environment: what it needs beside what everything of this Airflow has
+        """
         with self.log_of(name).open("ab") as log:
             self._components[name] = subprocess.Popen(
-                [sys.executable, "-m", "airflow", name],
+                [sys.executable, "-m", "airflow", *(command or (name,))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.home,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **environment},
                 start_new_session=True,
             )
 
@@ -111,6 +116,10 @@ class Stand:
             time.sleep(0.02)
         for process in self._components.values():
             process.wait()
+
+    def pid_of(self, name: str) -> int:
+        """Return the process of a component: its session's leader."""
+        return self._components[name].pid
 
     @property
     def sessions(self) -> set[int]:
@@ -243,16 +252,24 @@ def environment_of(home: Path, metadata_url: str, port: int, witness: Witness) -
 
 
 @contextlib.contextmanager
-def started(server: PostgresServer, *folders: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Stand]:
+def started(
+    server: PostgresServer,
+    *folders: Path,
+    say: Callable[[str], None] = lambda _: None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    make_store: Callable[[Stand], object] = lambda stand: stand.childrun("init"),
+) -> Iterator[Stand]:
     """Give a running stand on a fresh database of a server; it is gone afterwards.
 
     :param folders: whose files become its DAGs; by default those of the tests
+    :param settings: environment variables that differ from those of :func:`environment_of`
+    :param make_store: makes the store and the connection to it
     """
     home = Path(tempfile.mkdtemp(prefix="childrun-stand-"))
     database = server.new_database()
     witness = Witness()
     port = free_port()
-    environment = environment_of(home, server.url(database, driver="psycopg2"), port, witness)
+    environment = environment_of(home, server.url(database, driver="psycopg2"), port, witness) | dict(settings)
     stand = Stand(home, environment, f"http://127.0.0.1:{port}", witness)
     try:
         (home / "dags").mkdir()
@@ -267,7 +284,7 @@ def started(server: PostgresServer, *folders: Path, say: Callable[[str], None] =
         say("starting " + ", ".join(COMPONENTS))
         for name in COMPONENTS:
             stand.start(name)
-        stand.childrun("init")
+        make_store(stand)
         stand.wait_until_ready()
         yield stand
     finally:

@@ -62,7 +62,15 @@ def summarised(
 
 def _weight(history: RunHistory) -> int:
     """Return how many things a summary would list, more or less."""
-    lists = (history.children, history.linked, history.waits, history.turns, history.host_tries, history.ancestors)
+    lists = (
+        history.children,
+        history.linked,
+        history.waits,
+        history.turns,
+        history.host_tries,
+        history.dispatched,
+        history.ancestors,
+    )
     return sum(map(len, lists))
 
 
@@ -130,6 +138,7 @@ def _plain(history: RunHistory) -> dict[str, Any]:
         "end_request": history.end_request,
         "has_cleaned_up": history.has_cleaned_up,
         "host_tries": history.host_tries,
+        "dispatched": history.dispatched,
         "last_fact_key": history.last_fact_key,
         "turns": history.turns,
         "ancestors": [ancestor.to_json() for ancestor in history.ancestors],
@@ -172,6 +181,7 @@ def _history(value: dict[str, Any]) -> RunHistory:
         end_request=value["end_request"],
         has_cleaned_up=value["has_cleaned_up"],
         host_tries=value["host_tries"],
+        dispatched=value["dispatched"],
         last_fact_key=value["last_fact_key"],
         turns=[(_position(at), state) for at, state in value["turns"]],
         ancestors=[Continues.from_json(ancestor) for ancestor in value["ancestors"]],

@@ -127,12 +127,13 @@ def settings_of(url: str) -> dict[str, str]:
     """Return what makes a stand one of Celery."""
     return {
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-        "AIRFLOW__CORE__PARALLELISM": "32",
+        "AIRFLOW__CORE__PARALLELISM": str(SLOTS * len(WORKERS)),
         "AIRFLOW__CELERY__BROKER_URL": f"{url}/0",
         "AIRFLOW__CELERY__RESULT_BACKEND": f"{url}/1",
         "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
         # A worker that dies takes with it what it had been given and had not begun.
-        "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "15",
+        "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "40",
+        "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "20",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "2",
     }
 

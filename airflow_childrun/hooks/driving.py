@@ -183,7 +183,9 @@ class Driving:
         pause_s, look_at = FIRST_PAUSE_S, now_s() + LOOK_EVERY_S
         while active or away:
             if active:
-                active -= self._count(active - self._supervisor.wait_while_active(active, min(self._wait_s(), pause_s if away else 1.0)))
+                active -= self._count(
+                    active - self._supervisor.wait_while_active(active, min(self._wait_s(), pause_s if away else 1.0))
+                )
             else:
                 self._pause(min(self._wait_s(), pause_s))
             if away:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from airflow_childrun._airflow import BaseDecoratedOperator, Context, current_default_args, task_decorator_factory
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.errors import ChildRunError, OperationError
-from airflow_childrun.hooks.childrun import read_on_clear
+from airflow_childrun.hooks.coordinates import read_on_clear
 from airflow_childrun.hooks.elements import SpawnOrder
 from airflow_childrun.operators.childrun import DEFAULT_RETRIES, ChildRunOperator, fail_task
 

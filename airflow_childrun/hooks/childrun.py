@@ -9,7 +9,7 @@ from uuid import UUID
 from airflow_childrun._airflow import BaseHook, channel_is_shared, registered_secrets
 from airflow_childrun.authoring.registry import Registered
 from airflow_childrun.canonical import decode_stored
-from airflow_childrun.errors import ChildRunError, HostError, InputError, NotFoundError, UnavailableError
+from airflow_childrun.errors import ChildRunError, NotFoundError, UnavailableError
 from airflow_childrun.hooks.connection import (
     CONN_NAME_ATTR,
     CONN_TYPE,
@@ -18,7 +18,7 @@ from airflow_childrun.hooks.connection import (
     open_store,
     read_store_settings,
 )
-from airflow_childrun.hooks.coordinates import TaskPlace, read_place
+from airflow_childrun.hooks.coordinates import TaskPlace, read_on_clear, read_place
 from airflow_childrun.hooks.dag_runs import DagChild
 from airflow_childrun.hooks.dispatching import Dispatch, can_dispatch, check_reachable
 from airflow_childrun.hooks.driving import AWAIT_TIMED_OUT, Driving
@@ -44,7 +44,7 @@ from airflow_childrun.model.events import event_to_json
 from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.generations import newest_of
 from airflow_childrun.runtime.host import OnPlanChange
-from airflow_childrun.runtime.host_try import ON_CLEAR, OnClear
+from airflow_childrun.runtime.host_try import OnClear
 from airflow_childrun.runtime.house import House, Limits
 from airflow_childrun.runtime.overdue import as_read, find_as_read
 from airflow_childrun.secret_policy import SecretPolicy, standard, strict
@@ -377,19 +377,6 @@ class ChildRunHook(BaseHook):
             forget_store(settings)
             self._store_settings = read_store_settings(self.childrun_conn_id)
             return open_store(self._store_settings)
-
-
-def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:
-    """Return what a clear is to do: ``dag_run.conf["childrun"]["on_clear"]`` wins over the operator's.
-
-    :raises HostError: code ``on_clear_invalid``
-    """
-    own = conf.get("childrun")
-    wanted = own.get("on_clear", value) if isinstance(own, Mapping) else value
-    for choice in ON_CLEAR:
-        if wanted == choice:
-            return choice
-    raise HostError(f"on_clear is {wanted!r}; it takes {', '.join(ON_CLEAR)}", code="on_clear_invalid")
 
 
 def _uuid(run_id: str | UUID) -> UUID:

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from airflow_childrun.runtime.host_try import HostCoordinates, TryFacts
+from airflow_childrun.errors import HostError
+from airflow_childrun.runtime.host_try import ON_CLEAR, HostCoordinates, OnClear, TryFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,19 @@ def read_place(context: Any, deployment_id: str) -> TaskPlace:
     retry_delay = getattr(task, "retry_delay", None)
     retry_delay_s = round(retry_delay.total_seconds()) if isinstance(retry_delay, timedelta) else 0
     return TaskPlace(coordinates, facts, airflow, getattr(dag, "fileloc", None), conf, retry_delay_s)
+
+
+def read_on_clear(value: Any, conf: Mapping[str, Any]) -> OnClear:
+    """Return what a clear is to do: ``dag_run.conf["childrun"]["on_clear"]`` wins over the operator's.
+
+    :raises HostError: code ``on_clear_invalid``
+    """
+    own = conf.get("childrun")
+    wanted = own.get("on_clear", value) if isinstance(own, Mapping) else value
+    for choice in ON_CLEAR:
+        if wanted == choice:
+            return choice
+    raise HostError(f"on_clear is {wanted!r}; it takes {', '.join(ON_CLEAR)}", code="on_clear_invalid")
 
 
 def _micros(moment: datetime | None) -> int:

@@ -85,7 +85,9 @@ def check_runner(dispatch: Dispatch | None, policy: str, dag_id: str | None) -> 
             code="inline_abandon",
         )
     if dispatch is not None and dag_id:
-        raise InputError('dispatch="dag_run" is for operations: children of dag_id= are DAG runs', code="argument_invalid")
+        raise InputError(
+            'dispatch="dag_run" is for operations: children of dag_id= are DAG runs', code="argument_invalid"
+        )
     return dispatch
 
 

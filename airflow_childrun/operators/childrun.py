@@ -152,26 +152,19 @@ class SpawnChildRunOperator(ChildRunOperator):
         self.dag_child = DagChild(dag_id or "", result_task_id, result_key, airflow_api_conn_id)
         usual = check_dag_child(self.dag_child, parent_close_policy if dag_id else None)
         self.parent_close_policy: ClosePolicy = parent_close_policy or usual
-        runner = read_dispatch(dispatch, runner_dag_id, batch_size, on_runner_lost)
-        self.dispatch = check_runner(runner, self.parent_close_policy, dag_id)
-        if input is not UNSET and inputs is not UNSET:
-            raise InputError("give input= for one child or inputs= for several, not both", code="input_and_inputs")
-        if isinstance(inputs, str | bytes | dict) and not _is_template(inputs):
-            check_inputs(inputs)
+        self.dispatch = read_dispatch(dispatch, runner_dag_id, batch_size, on_runner_lost)
+        check_runner(self.dispatch, self.parent_close_policy, dag_id)
+        _check_one_of_inputs(input, inputs)
         if not _is_template(on_clear):
             _one_of("on_clear", on_clear, ON_CLEAR)
         _one_of("on_plan_change", on_plan_change, ("fail", "respawn"))
         check_child_key(child_key)
         self.child_dag_id = dag_id
-        self.operation = operation
-        self.op_id = op_id
-        self.op_version = op_version
-        self.input = None if input is UNSET else input
-        self.inputs = None if inputs is UNSET else inputs
+        self.operation, self.op_id, self.op_version = operation, op_id, op_version
         self._single = inputs is UNSET
+        self.input, self.inputs = (None if given is UNSET else given for given in (input, inputs))
         self.child_key: ChildKey | None = child_key
-        self.op_config = op_config
-        self.initial_context = initial_context
+        self.op_config, self.initial_context = op_config, initial_context
         self.run_config = None if run_config is None else RunConfig.from_author(run_config, "run_config")
         self.child_timeout = _span("child_timeout", child_timeout)
         self.on_clear = on_clear
@@ -295,6 +288,13 @@ def _check_operation(operation: Any, op_id: str | None, op_version: str | None, 
             f"operation is of type {type(operation).__name__}: decorate the function with @operation",
             code="operation_invalid",
         )
+
+
+def _check_one_of_inputs(input: Any, inputs: Any) -> None:
+    if input is not UNSET and inputs is not UNSET:
+        raise InputError("give input= for one child or inputs= for several, not both", code="input_and_inputs")
+    if isinstance(inputs, str | bytes | dict) and not _is_template(inputs):
+        check_inputs(inputs)
 
 
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:

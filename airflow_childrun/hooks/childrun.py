@@ -9,7 +9,7 @@ from uuid import UUID
 from airflow_childrun._airflow import BaseHook, channel_is_shared, registered_secrets
 from airflow_childrun.authoring.registry import Registered
 from airflow_childrun.canonical import decode_stored
-from airflow_childrun.errors import ChildRunError, NotFoundError, UnavailableError
+from airflow_childrun.errors import ChildRunError, InputError, NotFoundError, UnavailableError
 from airflow_childrun.hooks.connection import (
     CONN_NAME_ATTR,
     CONN_TYPE,

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
@@ -52,13 +53,17 @@ def _encode(value: Any, where: str, trail: list[str | int]) -> Any:
     if _is_plain_dataclass(type(value)):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return _encode_object(fields, where, trail)
-    if isinstance(value, Iterator):
-        # Looking at it would use it up.
+    if _cannot_come_back(value):
         raise _refused(value, where, trail)
     try:
         return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
     except (PydanticSerializationError, PydanticUserError, TypeError, ValueError):
         raise _refused(value, where, trail) from None
+
+
+def _cannot_come_back(value: Any) -> bool:
+    """Whether looking at a value would use it up, or its text is one that its type does not read."""
+    return isinstance(value, Iterator) or (isinstance(value, Decimal) and not value.is_finite())
 
 
 def _encode_object(value: Mapping[Any, Any], where: str, trail: list[str | int]) -> dict[str, Any]:
@@ -96,6 +101,8 @@ def _refused(value: Any, where: str, trail: list[str | int]) -> InputError:
     advice = "return plain data, a dataclass or a pydantic model, or keep it out of the result"
     if isinstance(value, Iterator):
         advice = "make a list of it first"
+    elif isinstance(value, Decimal):
+        advice = "it is not finite: return None, or a text of your own, in its place"
     elif isinstance(value, BaseModel):
         advice = (
             "its own serializer refuses it; if it holds bytes, give it "

@@ -15,6 +15,7 @@ from airflow_childrun.cli import output
 from airflow_childrun.cli.reading import SeenRun, all_runs, children_of, find_run, moment, newest, seen, span, urgency
 from airflow_childrun.cli.screen import show, table_with
 from airflow_childrun.cli.target import store_of
+from airflow_childrun.errors import CorruptionError
 from airflow_childrun.model.events import DomainEvent, Event, RunCompleted, RunStarted, StateFailed
 from airflow_childrun.store.api import RunFilter, RunRow, Store
 from airflow_childrun.store.codec import decode_events
@@ -75,11 +76,20 @@ def show_run(arguments: argparse.Namespace) -> int:
     (run,) = seen(store, [row])
     children = newest(children_of(store, row.run_id))
     is_task = row.kind == "task_instance"
-    snapshot = None if is_task else _snapshot(store, row)
+    snapshot, damage = (None, None) if is_task else _snapshot(store, row)
     if arguments.output:
         counts = {status: sum(child.status == status for child in children) for status in COLOURS}
         output.write_json({**run.to_json(), "children": counts, "snapshot": snapshot})
-        return 0
+    else:
+        _show_for_people(store, run, snapshot, children)
+    if damage is not None:
+        # After all that can still be read.
+        raise damage
+    return 0
+
+
+def _show_for_people(store: Store, run: SeenRun, snapshot: Any, children: list[RunRow]) -> None:
+    row = run.row
     facts = table_with("", "", header=False)
     for name, value in _lines(run):
         facts.add_row(f"[bold]{name}[/]", value)
@@ -92,7 +102,6 @@ def show_run(arguments: argparse.Namespace) -> int:
         show(table_of(seen(store, sorted(children, key=urgency)[:_CHILDREN_SHOWN])))
         if len(children) > _CHILDREN_SHOWN:
             show(f"... `childrun runs list --parent {row.run_id}` shows the rest")
-    return 0
 
 
 def summary(rows: list[RunRow]) -> str:
@@ -129,10 +138,14 @@ def _lines(run: SeenRun) -> list[tuple[str, str]]:
     return lines
 
 
-def _snapshot(store: Store, row: RunRow) -> Any:
+def _snapshot(store: Store, row: RunRow) -> tuple[Any, CorruptionError | None]:
+    """Return a run's newest snapshot, or why it cannot be read."""
     artifact = row.final_snapshot_id or row.checkpoint_snapshot_id
-    body = store.get_artifacts(row.root_run_id, [artifact]).get(artifact)
-    return None if body is None else decode_stored(body)
+    try:
+        body = store.get_artifacts(row.root_run_id, [artifact]).get(artifact)
+    except CorruptionError as error:
+        return None, error
+    return (None if body is None else decode_stored(body)), None
 
 
 def show_events(arguments: argparse.Namespace) -> int:

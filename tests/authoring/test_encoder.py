@@ -237,6 +237,8 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"rows": (n for n in [1])}, "$.rows", "generator"),
     (iter([1]), "$", "list_iterator"),
     (TextBlob(raw=b"\xff"), "$", "TextBlob"),
+    ({"price": Decimal("NaN")}, "$.price", "Decimal"),
+    ([Decimal("-Infinity")], "$[0]", "Decimal"),
 ]
 
 

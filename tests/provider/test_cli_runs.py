@@ -310,3 +310,22 @@ def test_a_damaged_run_does_not_end_a_list(childrun: Run, written: Written, tmp_
     status, out, _ = childrun("runs", "list", "--json", url=f"sqlite:///{copy}")
     assert status == 0
     assert {each["run_id"]: each["key"] for each in map(json.loads, out.splitlines())}[str(run_id)] is None
+
+
+def test_a_run_whose_result_is_damaged_is_shown_all_the_same(childrun: Run, written: Written, tmp_path: Path) -> None:
+    """All but the result is there to read; the error, its code and the exit status say what is not."""
+    copy = tmp_path / "damaged.db"
+    with closing(sqlite3.connect(written.path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+        run_id = str(child_run_id(HOST, "customer-05"))
+        target.execute(
+            "UPDATE childrun_artifact SET body = X'7B7D7B' WHERE id = ?", [bytes.fromhex(artifact_id(SNAPSHOT))]
+        )
+        assert target.total_changes == 1
+        target.commit()
+    status, out, err = childrun("runs", "show", run_id, url=f"sqlite:///{copy}")
+    assert status == 2
+    assert "customer-05" in out
+    assert err.startswith("error [artifact_content_address_mismatch]: ")
+    status, out, _ = childrun("runs", "show", run_id, "--json", url=f"sqlite:///{copy}")
+    assert (status, json.loads(out)["snapshot"]) == (2, None)

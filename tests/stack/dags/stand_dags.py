@@ -11,7 +11,13 @@ from urllib.request import urlopen
 
 from airflow.sdk import DAG, BaseHook, task
 
-from airflow_childrun import AwaitChildRunOperator, Operation, SpawnChildRunOperator, operation
+from airflow_childrun import (
+    AwaitChildRunOperator,
+    Operation,
+    SpawnChildRunOperator,
+    childrun_maintenance_dag,
+    operation,
+)
 
 ALWAYS: dict[str, Any] = {"retries": 8, "retry_delay": timedelta(seconds=1)}
 NEVER: dict[str, Any] = {"retries": 0}
@@ -173,3 +179,16 @@ with DAG("stand_parcels", schedule=None):
 
 with DAG("stand_patient", schedule=None):
     SpawnChildRunOperator(task_id="patient", operation=patient, inputs=["a"], **ALWAYS)
+
+with DAG("stand_left", schedule=None, default_args=NEVER):
+
+    @task
+    def fails() -> None:
+        """Keep the awaiting task from running."""
+        message = "the warehouse burns"
+        raise RuntimeError(message)
+
+    left = SpawnChildRunOperator(task_id="spawn", operation=square, inputs=[1, 2], wait_for_completion=False)
+    left >> fails() >> AwaitChildRunOperator(task_id="await", child_runs=left.output)
+
+stand_maintenance = childrun_maintenance_dag("stand_maintenance", schedule=None, older_than=None)

@@ -7,11 +7,14 @@ from typing import Any
 
 from airflow_childrun._airflow import DAG, BaseOperator, Context, channel_is_shared, registered_secrets
 from airflow_childrun.hooks.connection import open_store, read_store_settings
+from airflow_childrun.hooks.dag_runs import DAG_RUN_OVER_API
 from airflow_childrun.hooks.maintenance import AirflowOfTask, purge, read_age, recover
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, read_settings
 from airflow_childrun.secret_policy import standard, strict
 
 SHOWN = 20
+REACHABLE = (DAG_RUN_OVER_API,)
+"""Declared by being imported: DAG runs as children, whose clean-up marks the DAG run failed."""
 
 
 class RecoverChildRunsOperator(BaseOperator):

@@ -34,7 +34,7 @@ from airflow_childrun.store.verify import verify_run
 from tests.soak.kill import answer_of, forked
 from tests.soak.worker import MarkedEntropy, worker_of
 
-TTL_S = 0.8
+TTL_S = 1.5
 LONGEST_S = 6.0
 """How long the heir may take alone: a zombie that was paused inside a transaction keeps its run to itself until it wakes up."""
 RUNS = 1

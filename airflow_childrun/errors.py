@@ -370,6 +370,10 @@ class LeaseLost(Interrupt):
     """Somebody else drives the run now; every later write of this process would be refused."""
 
 
+class NoPlace(Interrupt):
+    """As many children of a parent work as may; nothing was written, and the run waits for its turn."""
+
+
 class StoreInterrupt(Interrupt):
     """The store failed for longer than we wait; ``cause`` is the storage error."""
 

@@ -157,6 +157,7 @@ class Io:
         run_config: RunConfig | None = None,
         timeout: Span | None = None,
         child_retry_policy: int | ChildRetryPolicy | None = None,
+        max_concurrency: int | None = None,
     ) -> list[ChildResult]:
         """Run an operation once per element, all side by side, and return how each ended, in the order of the elements.
 
@@ -164,15 +165,22 @@ class Io:
         :param timeout: how long each child may take from now on, in seconds or as a timedelta; then it ends as Failed,
             code ``run_timed_out``
         :param child_retry_policy: how often a child may be tried again as a whole, as for :meth:`spawn`
+        :param max_concurrency: how many children of this operation and run work at a time, whichever processes drive them;
+            they begin in the order of the elements
         :raises InputError: if two elements have the same key, or an input does not fit
         """
+        if max_concurrency is not None and (type(max_concurrency) is not int or max_concurrency < 1):
+            raise InputError(
+                f"max_concurrency is {max_concurrency!r}; it takes an integer >= 1", code="argument_invalid"
+            )
         elements = list(inputs)
         keys = self._keys_of(operation, elements, key)
         calls = []
         for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
             with in_element(index, f"io.map({operation.name})"):
                 request = _spawn_request(operation, element, config, run_config, timeout, child_retry_policy)
-            calls.append(IoCall(SPAWN, request, full_key))
+            more = {} if max_concurrency is None else {"max_concurrency": max_concurrency}
+            calls.append(IoCall(SPAWN, request | more, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
         return self._await_all(children, operation)

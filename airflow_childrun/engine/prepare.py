@@ -86,6 +86,7 @@ class Request:
     deadline_at: int | None = None
     child_retry_policy: ChildRetryPolicy | None = None
     child_attempt: int = 1
+    max_concurrency: int | None = None
     is_checked: bool = False
 
 
@@ -190,6 +191,7 @@ def _started(request: Request, lineage: Lineage, plan: ExecutionPlan, manifest_i
         parent_close_policy=request.parent_close_policy,
         child_retry_policy=request.child_retry_policy,
         child_attempt=request.child_attempt,
+        max_concurrency=request.max_concurrency,
         deadline_at=request.deadline_at,
         on_cancel=plan.on_cancel is not None,
         airflow=dict(request.airflow) if request.airflow else None,

@@ -32,6 +32,7 @@ class SpawnOrder:
         element
     :param child_timeout: how long each child may take from its spawn on
     :param parent_close_policy: what becomes of the children when the task fails for good or is told to stop
+    :param max_concurrency: how many of them work at a time, whichever processes drive them
     """
 
     operation: Spawnable
@@ -43,6 +44,7 @@ class SpawnOrder:
     run_config: RunConfig | None = None
     single_key: str | None = None
     child_timeout: Duration | None = None
+    max_concurrency: int | None = None
     parent_close_policy: ClosePolicy = "cancel"
 
     @property
@@ -124,6 +126,7 @@ def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild
                 snapshot_id,
                 order.parent_close_policy,
                 timeout_us=timeout_us,
+                max_concurrency=order.max_concurrency,
             )
         )
     return wanted

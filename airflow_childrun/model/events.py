@@ -67,6 +67,7 @@ class RunStarted(Wire):
             "parent_close_policy",
             "child_retry_policy",
             "child_attempt",
+            "max_concurrency",
             "deadline_at",
             "on_cancel",
             "airflow",
@@ -89,6 +90,7 @@ class RunStarted(Wire):
     parent_close_policy: Literal["cancel", "abandon"] | None = None
     child_retry_policy: ChildRetryPolicy | None = None
     child_attempt: int = 1
+    max_concurrency: int | None = None
     deadline_at: int | None = None
     on_cancel: bool = False
     airflow: Any = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from airflow_childrun.errors import OtherIoError
 from airflow_childrun.model.config import V1_REQUIRED, ChildRetryPolicy, Duration, RunConfig
@@ -26,9 +26,10 @@ class SpawnRequest(Wire):
     :param parent_close_policy: what becomes of the child when its parent fails; absent (V1): ``abandon``
     :param timeout: after which the child ends as Failed, counted from the spawn; never later than its parent's deadline
     :param child_retry_policy: how often it is tried as a whole
+    :param max_concurrency: how many children of this operation and parent work at a time
     """
 
-    _added = frozenset({"parent_close_policy", "timeout", "child_retry_policy"})
+    _added = frozenset({"parent_close_policy", "timeout", "child_retry_policy", "max_concurrency"})
     kind: Literal["child_run_spawn_v1"] = SPAWN_KIND
     op_id: str
     op_version: str
@@ -39,6 +40,7 @@ class SpawnRequest(Wire):
     parent_close_policy: ClosePolicy | None = None
     timeout: Duration | None = None
     child_retry_policy: ChildRetryPolicy | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
 
 
 class SpawnResponse(Wire):

@@ -191,6 +191,7 @@ class SpawnChildRunOperator(ChildRunOperator):
             run_config=self.run_config,
             child_timeout=self.child_timeout,
             parent_close_policy=self.parent_close_policy,
+            max_concurrency=self.max_concurrency,
         )
         policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
         policies["dispatch"] = self.dispatch

@@ -15,7 +15,7 @@ from airflow_childrun.engine.inbox import EndRequest
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import SNAPSHOT
 from airflow_childrun.engine.summary import summarised
-from airflow_childrun.errors import ChildRunError, DeadlineInterrupt, StoreInterrupt
+from airflow_childrun.errors import ChildRunError, DeadlineInterrupt, NoPlace, StoreInterrupt
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import DEADLINE_OVER, StateCompleted, StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
@@ -31,7 +31,7 @@ from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.timed import TimedAttempts, time_over
 from airflow_childrun.runtime.waiting import Hold, with_jitter
-from airflow_childrun.store.api import Artifact, RunRow, TakeLease
+from airflow_childrun.store.api import Artifact, Cap, RunRow, TakeLease
 from airflow_childrun.transports.registry import LiveIoEnv
 
 Ending = Literal["ended", "foreign", "stopped"]
@@ -72,7 +72,10 @@ class RunDriver:
         manifest = house.patience.attempt(lambda: read_manifest(self._reads, row.root_run_id, history.start))
         plan = house.resolver.resolve(manifest)
         house.patience.attempt(lambda: check_drift(self._reads, row.root_run_id, history, plan))
-        self.journal = journal = self._open_journal(history, session_id)
+        cap = self._cap(history)
+        if cap is not None and not self._around.may_begin(row.run_id, cap):
+            raise NoPlace(f"run {row.run_id} waits for its turn")
+        self.journal = journal = self._open_journal(history, session_id, cap)
         self._around.hold.mailbox = self._mailbox
         self.on_open(journal, self._mailbox)
         # Asked before the children are driven on: one may end at once.
@@ -80,6 +83,7 @@ class RunDriver:
         self._hand_over_children(history)
         journal.stage(close_orphan(history, lapsed=lapsed, limit=house.limits.recovery_limit))
         if journal.history.finished is not None:
+            journal.waive_cap()
             # Too many processes died over it. Nothing that came for it meanwhile may end it a second time.
             self._ender(journal).finish_unwell("its parent failed")
             return "ended"
@@ -90,6 +94,7 @@ class RunDriver:
         except CancelRequested as asked:
             return self._end_cancelled(journal, plan, manifest.run_config, asked.request)
         except DeadlineInterrupt:
+            journal.waive_cap()
             self._ender(journal).finish_timed_out()
             return "ended"
 
@@ -105,13 +110,20 @@ class RunDriver:
         """Wait until no handler of the run is at work in this process: only then may its lease be given back."""
         self._timed.outlast()
 
-    def _open_journal(self, history: RunHistory, session_id: UUID) -> RunJournal:
+    def _cap(self, history: RunHistory) -> Cap | None:
+        """Return how many of the run's siblings may work, or None."""
+        row, most = self._row, history.start.max_concurrency
+        if most is None or row.parent_run_id is None:
+            return None
+        return Cap(row.parent_run_id, row.op_id, most)
+
+    def _open_journal(self, history: RunHistory, session_id: UUID, cap: Cap | None) -> RunJournal:
         house = self._house
         journal = RunJournal(
             history,
             self._row.root_run_id,
             epoch=self._row.head.epoch,
-            lease=TakeLease(session_id),
+            lease=TakeLease(session_id, cap),
             store=house.store,
             reads=self._reads,
             committer=house.committer,
@@ -246,6 +258,7 @@ class RunDriver:
     ) -> Ending:
         """End the children, run the clean-up, end the run."""
         self._mailbox.ignore()
+        journal.waive_cap()
         ender = self._ender(journal)
         ender.end_children(f"its parent was asked to end: {request.reason}")
         ender.close_attempt(RUN_CANCELLED, f"the run was asked to end: {request.reason}", real=False)

@@ -154,6 +154,7 @@ def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory,
         deadline_at=_deadline(house.store, row, opener),
         child_retry_policy=before.child_retry_policy,
         child_attempt=attempt,
+        max_concurrency=before.max_concurrency,
         is_checked=True,
     )
     lineage = _lineage(row, opener, before.parent)

@@ -13,6 +13,7 @@ from airflow_childrun.engine.fact_io import FACT_PAYLOAD
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import Lineage, Prepared, Request, prepare_run
 from airflow_childrun.ids import child_run_id
+from airflow_childrun.model.config import ChildRetryPolicy
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
@@ -34,6 +35,8 @@ class WantedChild:
 
     :param snapshot_id: artifact id of the initial context
     :param timeout_us: how long it may take from its spawn on, or None
+    :param max_concurrency: how many of the host's children of its operation work at a time, or None
+    :param child_retry_policy: how often it is tried as a whole, or None
     """
 
     key: str
@@ -43,6 +46,8 @@ class WantedChild:
     snapshot_id: str
     parent_close_policy: ClosePolicy = "cancel"
     timeout_us: int | None = None
+    max_concurrency: int | None = None
+    child_retry_policy: ChildRetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,8 @@ class TreeKeeper:
             parent_close_policy=child.parent_close_policy,
             airflow=self._airflow,
             deadline_at=None if child.timeout_us is None else self._house.store.now_us() + child.timeout_us,
+            max_concurrency=child.max_concurrency,
+            child_retry_policy=child.child_retry_policy,
         )
         lineage = Lineage(
             run_id=child_run_id(self._host_id, child.key, generation),

@@ -10,7 +10,15 @@ from airflow_childrun.canonical import artifact_id
 from airflow_childrun.clock import Entropy
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import NO_EXTRAS, Extras, Journal
-from airflow_childrun.errors import Abandoned, Interrupt, LeaseLost, NotFoundError, StorageError, StoreInterrupt
+from airflow_childrun.errors import (
+    Abandoned,
+    Interrupt,
+    LeaseLost,
+    NoPlace,
+    NotFoundError,
+    StorageError,
+    StoreInterrupt,
+)
 from airflow_childrun.model.events import Event
 from airflow_childrun.runtime.committer import Committer
 from airflow_childrun.runtime.earlier import Reads
@@ -149,6 +157,11 @@ class RunJournal:
                 return
             head = answer.heads[run_id]
 
+    def waive_cap(self) -> None:
+        """Take the lease whoever else works: the run is only to be ended."""
+        if isinstance(self._lease, TakeLease):
+            self._lease = TakeLease(self._lease.session_id)
+
     def kill(self) -> None:
         """Refuse every later write: the io of this attempt is dead."""
         self._ended = self._ended or Abandoned("this process gave the run up")
@@ -192,6 +205,8 @@ class RunJournal:
         try:
             answer = self._patience.attempt(lambda: self._committer.submit(commit))
             if isinstance(answer, Conflict):
+                if answer.reason == "cap":
+                    raise NoPlace(f"run {answer.run_id} waits for its turn")
                 raise LeaseLost(f"run {answer.run_id} was moved by somebody else ({answer.reason})")
         except StorageError as error:
             self._ended = StoreInterrupt(str(error), error)

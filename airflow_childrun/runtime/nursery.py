@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from airflow_childrun.engine.history import ChildLink, RunHistory
@@ -21,10 +21,17 @@ from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.ends import end_of, ends_of
 from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
 from airflow_childrun.runtime.house import House
-from airflow_childrun.store.api import RunRow
+from airflow_childrun.store.api import Cap, RunRow
 from airflow_childrun.transports.nursery import NextAttempt, Settle
 
 T = TypeVar("T")
+
+
+class HandOver(Protocol):
+    """Gives a run to the process's supervisor."""
+
+    def __call__(self, run_id: UUID, cap: Cap | None = None) -> None:
+        """Drive it as soon as it is its turn."""
 
 
 class RunNursery:
@@ -42,7 +49,7 @@ class RunNursery:
         self,
         house: House,
         history: RunHistory,
-        hand_over: Callable[[UUID], None],
+        hand_over: HandOver,
         wait: Callable[[UUID, int | None], RunRow],
         wait_some: Callable[[Sequence[UUID], int | None], set[UUID]],
     ) -> None:
@@ -50,12 +57,16 @@ class RunNursery:
         self._history = history
         self._wait = wait
         self._wait_some = wait_some
-        self.hand_over = hand_over
+        self._hand_over = hand_over
         self._rows: dict[UUID, RunRow | None] = {}
         self._newest: dict[UUID, RunRow] = {}
         self._ends: dict[tuple[UUID, bool], dict[str, Any]] = {}
         self._own: dict[UUID, ChildLink] = {}
         self._own_counted = 0
+
+    def hand_over(self, run_id: UUID, cap: Cap | None = None) -> None:
+        """Let the process drive a child from now on."""
+        self._hand_over(run_id, cap)
 
     def now_us(self) -> int:
         """Return the store's time."""

@@ -12,9 +12,9 @@ from airflow_childrun.engine.live_io import LiveIo
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import Pen
-from airflow_childrun.runtime.nursery import RunNursery
+from airflow_childrun.runtime.nursery import HandOver, RunNursery
 from airflow_childrun.runtime.waiting import Hold, RunWaits
-from airflow_childrun.store.api import RunRow
+from airflow_childrun.store.api import Cap, RunRow
 from airflow_childrun.transports.child_requests import ChildRunBinding
 from airflow_childrun.transports.child_runs import ChildRunTransport
 from airflow_childrun.transports.registry import LiveIoEnv, Router, TransportRegistry
@@ -24,10 +24,12 @@ from airflow_childrun.transports.registry import LiveIoEnv, Router, TransportReg
 class Surroundings:
     """What a driven run asks of its supervisor.
 
+    :param may_begin: whether it is the turn of a run under a cap; else it waits elsewhere for it
     :param ring: has runs of this process look into their inboxes at once
     """
 
-    hand_over: Callable[[UUID], None]
+    hand_over: HandOver
+    may_begin: Callable[[UUID, Cap], bool]
     wait: Callable[[UUID, Hold, int | None], RunRow]
     wait_all: Callable[[Sequence[UUID], Hold], None]
     wait_some: Callable[[Sequence[UUID], Hold, int | None], set[UUID]]

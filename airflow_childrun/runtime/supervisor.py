@@ -13,6 +13,7 @@ from airflow_childrun.errors import (
     DeadlineInterrupt,
     Interrupt,
     LeaseLost,
+    NoPlace,
     NotFoundError,
     StorageError,
     StoreInterrupt,
@@ -20,10 +21,11 @@ from airflow_childrun.errors import (
 from airflow_childrun.runtime.driver import RunDriver
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
+from airflow_childrun.runtime.lanes import Lanes
 from airflow_childrun.runtime.mail import Mailbox
 from airflow_childrun.runtime.run_io import Surroundings
 from airflow_childrun.runtime.waiting import LONGEST_LOOK_S, Hold
-from airflow_childrun.store.api import RunRow
+from airflow_childrun.store.api import Cap, RunRow
 
 _log = logging.getLogger("airflow_childrun")
 CONFLICT_TRIES = 20
@@ -41,10 +43,14 @@ class Supervisor:
         self._mailboxes: dict[UUID, Mailbox] = {}
         self._carries_mail = False
         self._unwell: set[UUID] = set()
+        self._lanes = Lanes(house.slots, house.scheduler, house.limits.poll_s)
         self.stopped: set[UUID] = set()
 
-    def hand_over(self, run_id: UUID) -> None:
-        """Drive a run as soon as a slot is free; one that is being driven, or has ended, stays as it is."""
+    def hand_over(self, run_id: UUID, cap: Cap | None = None) -> None:
+        """Drive a run as soon as a slot is free; one that is being driven, or has ended, stays as it is.
+
+        :param cap: under which it is known to stand; the run's own history tells it too, once it is read
+        """
         with self._monitor:
             if run_id in self._active or self._house.slots.is_closed:
                 return
@@ -54,7 +60,7 @@ class Supervisor:
             if not self._carries_mail:
                 self._carries_mail = True
                 self._house.scheduler.start("childrun inbox", self._carry_mail)
-        self._house.slots.submit(run_id, self._beginner(run_id))
+        self._lanes.submit(run_id, cap, self._beginner(run_id))
 
     def wait(self, run_id: UUID, hold: Hold | None = None, until_us: int | None = None) -> RunRow:
         """Wait until a run has ended, driving it if nobody else does; a slot that is held is given back meanwhile.
@@ -183,8 +189,11 @@ class Supervisor:
     def _drive(self, run_id: UUID) -> None:
         """Drive one run in this thread, whatever happens."""
         hold = Hold(self._house)
+        waits_for_its_turn = False
         try:
             self._drive_until_settled(run_id, hold)
+        except NoPlace:
+            waits_for_its_turn = True
         except Abandoned:
             _log.info("child run %s: given up by this process", run_id)
         except LeaseLost as lost:
@@ -201,11 +210,16 @@ class Supervisor:
             raise
         finally:
             hold.release()
-            with self._monitor:
-                self._active.pop(run_id, None)
-                self._mailboxes.pop(run_id, None)
-                self._monitor.notify_all()
-            self._close_session_if_last()
+            if not waits_for_its_turn:
+                self._leave(run_id)
+
+    def _leave(self, run_id: UUID) -> None:
+        with self._monitor:
+            self._active.pop(run_id, None)
+            self._mailboxes.pop(run_id, None)
+            self._monitor.notify_all()
+        self._lanes.leave(run_id)
+        self._close_session_if_last()
 
     def _close_session_if_last(self) -> None:
         """End the session once the process has given up and no thread of a run is left."""
@@ -221,7 +235,9 @@ class Supervisor:
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
             newborn = self._house.cradle.take(run_id)
             row = self._find(run_id) if newborn is None else newborn.row
-            around = Surroundings(self.hand_over, self.wait, self.wait_all, self.wait_some, self.ring, hold)
+            around = Surroundings(
+                self.hand_over, self._may_begin, self.wait, self.wait_all, self.wait_some, self.ring, hold
+            )
             driver = RunDriver(self._house, row, around, newborn)
             try:
                 if self._driven(run_id, driver) == "stopped":
@@ -235,6 +251,9 @@ class Supervisor:
             else:
                 return
 
+    def _may_begin(self, run_id: UUID, cap: Cap) -> bool:
+        return self._lanes.may_begin(run_id, cap, self._beginner(run_id))
+
     def _driven(self, run_id: UUID, driver: RunDriver) -> str:
         try:
             driver.on_open = lambda journal, mailbox: self._register(run_id, journal, mailbox)
@@ -244,6 +263,14 @@ class Supervisor:
             if driver.journal is not None:
                 driver.journal.revive()
                 driver.journal.release()
+            raise
+        except NoPlace:
+            if driver.journal is not None:
+                with self._monitor:
+                    self._mailboxes.pop(run_id, None)
+                    if run_id in self._active:
+                        self._active[run_id] = None
+                self._lanes.refused(run_id)
             raise
         except Interrupt:
             driver.outlast_handlers()

@@ -41,6 +41,7 @@ __all__ = [
     "TERMINAL",
     "AirflowCoordinates",
     "Artifact",
+    "Cap",
     "Commit",
     "Committed",
     "Conflict",
@@ -148,14 +149,26 @@ class NewRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Cap:
+    """How many children of one operation and parent may be owned at a time: living sessions hold their leases."""
+
+    parent_run_id: UUID
+    op_id: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class TakeLease:
     """Make ``session_id`` the owner and raise the epoch by one.
 
     Allowed if nobody holds the lease, if the holder's session is over (closed, expired or superseded), or if it is the
     same session. ``session_id`` None is a lease without expiry and without session (host runs): it only raises the epoch.
+
+    :param cap: refuses the step, reason ``cap``, where as many of the run's siblings are owned; the parent's row is locked
     """
 
     session_id: UUID | None
+    cap: Cap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +237,13 @@ class Conflict:
     """The commit did not happen and never will in this form.
 
     ``reason``: ``head`` (another event stands there), ``epoch`` (the lease changed hands), ``lease`` (the lease is held by
-    a living session), ``exists`` (a run to be created is there), ``missing`` (a run is not there).
+    a living session), ``cap`` (too many siblings are owned), ``exists`` (a run to be created is there), ``missing`` (a run
+    is not there).
     ``head`` is where the run stands; None where it does not exist.
     """
 
     run_id: UUID
-    reason: Literal["head", "epoch", "lease", "exists", "missing"]
+    reason: Literal["head", "epoch", "lease", "cap", "exists", "missing"]
     head: Head | None
 
 

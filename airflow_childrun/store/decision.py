@@ -16,6 +16,7 @@ from airflow_childrun.store.api import (
     GENESIS_HASH,
     TERMINAL,
     Artifact,
+    Cap,
     Commit,
     Committed,
     Conflict,
@@ -92,6 +93,8 @@ class Picture:
     :param posted: number of each post that stands in an inbox already, by (run id, post id)
     :param find_event: looks up one event by (run id, seq); asked only when a head was found taken
     :param find_slot: looks up the run that is this (slot id, generation)
+    :param find_owned: looks up the children of a parent and an operation whose lease a living session holds
+    :param owned: those of the lanes that were asked for, as they are by now
     """
 
     now: int
@@ -100,6 +103,8 @@ class Picture:
     posted: dict[tuple[UUID, UUID], int]
     find_event: Callable[[UUID, int], StoredEvent | None]
     find_slot: Callable[[UUID, int], UUID | None]
+    find_owned: Callable[[UUID, str], set[UUID]]
+    owned: dict[tuple[UUID, str], set[UUID]] = field(default_factory=dict)
     writes: Writes = field(default_factory=Writes)
 
 
@@ -126,9 +131,9 @@ def check_batch(commits: Sequence[Commit]) -> None:
 
 def named_runs(commits: Iterable[Commit]) -> set[UUID]:
     """Return every run that a step or a post names: those rows must be locked."""
-    return {step.run_id for commit in commits for step in commit.steps} | {
-        post.run_id for commit in commits for post in commit.posts
-    }
+    steps = [step for commit in commits for step in commit.steps]
+    capped = {step.lease.cap.parent_run_id for step in steps if isinstance(step.lease, TakeLease) and step.lease.cap}
+    return {step.run_id for step in steps} | capped | {post.run_id for commit in commits for post in commit.posts}
 
 
 def decide(commits: Sequence[Commit], picture: Picture) -> list[Committed | Conflict]:
@@ -270,7 +275,29 @@ def _refusal(step: RunStep, picture: Picture) -> Conflict | None:
         holder = picture.sessions.get(row.lease_session_id)
         if holder is not None and not holder.is_over(picture.now):
             return Conflict(step.run_id, "lease", row.head)
+    if isinstance(step.lease, TakeLease) and step.lease.cap is not None and _is_full(step.lease.cap, row, picture):
+        return Conflict(step.run_id, "cap", row.head)
     return None
+
+
+def _is_full(cap: Cap, row: RunRow, picture: Picture) -> bool:
+    """Whether as many siblings of a run are owned as may be."""
+    lane = (cap.parent_run_id, cap.op_id)
+    if lane not in picture.owned:
+        picture.owned[lane] = picture.find_owned(*lane)
+        for stored in [*picture.writes.created.values(), *picture.writes.changed.values()]:
+            _note_owner(stored.row, picture)
+    return len(picture.owned[lane] - {row.run_id}) >= cap.most
+
+
+def _note_owner(row: RunRow, picture: Picture) -> None:
+    owned = picture.owned.get((row.parent_run_id, row.op_id)) if row.parent_run_id is not None else None
+    if owned is None:
+        return
+    if row.lease_session_id is None:
+        owned.discard(row.run_id)
+    else:
+        owned.add(row.run_id)
 
 
 def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
@@ -304,6 +331,7 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
     if step.create is not None and step.moves.checkpoint_at is None:
         moved |= {"checkpoint_seq": 1, "checkpoint_hash": events[0].hash}
     row = replace(row, head=head, lease_session_id=owner, updated_at=at, **moved)
+    _note_owner(row, picture)
     last = stored.last_eventless if events else LastEventless(commit_id, epoch, at)
     _put(picture, StoredRun(row, last))
 

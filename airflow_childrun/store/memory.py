@@ -238,7 +238,20 @@ class MemoryStore:
             },
             find_event=self._find_event,
             find_slot=lambda slot_id, generation: self._slots.get((slot_id, generation)),
+            find_owned=self._find_owned,
         )
+
+    def _find_owned(self, parent_run_id: UUID, op_id: str) -> set[UUID]:
+        now = self._clock.now_us()
+        found = (stored.row for stored in self._runs.values())
+        return {
+            row.run_id
+            for row in found
+            if row.parent_run_id == parent_run_id
+            and row.op_id == op_id
+            and (session := self._sessions.get(row.lease_session_id or UUID(int=0))) is not None
+            and not session.is_over(now)
+        }
 
     def _find_event(self, run_id: UUID, seq: int) -> StoredEvent | None:
         events = self._events.get(run_id, [])

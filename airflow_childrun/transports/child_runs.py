@@ -13,7 +13,7 @@ from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
-from airflow_childrun.store.api import RunRow
+from airflow_childrun.store.api import Cap, RunRow
 from airflow_childrun.transports.child_requests import (
     Wanted,
     child_mismatch,
@@ -112,12 +112,14 @@ class ChildRunTransport:
         if existing is not None:
             return self._adopt(existing, wanted)
         prepared = self._prepare(wanted, self._lineage(run_id, key, generation))
+        most = wanted.request.max_concurrency
+        cap = None if most is None else Cap(self._identity.run_id, wanted.request.op_id, most)
         return Reply(
             self._response(run_id, wanted.manifest_id),
             linkage=(spawned_event(self._identity.run_id, run_id, wanted.manifest_id, key, generation),),
             steps=(prepared.step,),
             artifacts=prepared.artifacts,
-            after=lambda: self._nursery.hand_over(run_id),
+            after=lambda: self._nursery.hand_over(run_id, cap),
         )
 
     def complete(self, call: IoCall, recorded: Any) -> Reply | None:
@@ -172,6 +174,7 @@ class ChildRunTransport:
             airflow=self._identity.airflow,
             deadline_at=self._deadline(wanted.request),
             child_retry_policy=wanted.request.child_retry_policy,
+            max_concurrency=wanted.request.max_concurrency,
         )
         try:
             return prepare_run(request, lineage, self._resolver, self._policy)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.errors import AwaitTimeoutError
-from airflow_childrun.store.api import Artifact, RunRow, RunStep
+from airflow_childrun.store.api import Artifact, Cap, RunRow, RunStep
 
 Settle = Callable[[Mapping[UUID, RunRow]], Mapping[UUID, RunRow]]
 """Waits for the newest generations of slots, and returns their last ones."""
@@ -62,7 +62,7 @@ class Nursery(Protocol):
     def now_us(self) -> int:
         """Return the store's time."""
 
-    def hand_over(self, run_id: UUID) -> None:
+    def hand_over(self, run_id: UUID, cap: Cap | None = None) -> None:
         """Let the process drive a child from now on."""
 
     def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:

@@ -142,7 +142,11 @@ class Committer:
             taken: UUID | None = connection.scalar(statements.slot, keys)
             return taken
 
-        return Picture(now, found, sessions, posted, find_event, find_slot)
+        def find_owned(parent_run_id: UUID, op_id: str) -> set[UUID]:
+            keys = {"the_parent": parent_run_id, "the_op": op_id, "the_now": now}
+            return set(connection.scalars(statements.owned, keys))
+
+        return Picture(now, found, sessions, posted, find_event, find_slot, find_owned)
 
     def _write(self, connection: Connection, writes: Writes) -> None:
         work = [(writing, values) for writing, values in self._work(writes) if values]

@@ -57,6 +57,13 @@ class Statements:
             run.c.slot_id == bindparam("the_slot", type_=UuidBytes),
             run.c.generation == bindparam("the_generation"),
         )
+        session = self.tables.session
+        self.owned: Select[Any] = (
+            select(run.c.run_id)
+            .join_from(run, session, session.c.session_id == run.c.lease_session_id)
+            .where(run.c.parent_run_id == bindparam("the_parent", type_=UuidBytes), run.c.op_id == bindparam("the_op"))
+            .where(session.c.ended.is_(None), session.c.expires_at > bindparam("the_now"))
+        )
         self._events()
         self._artifacts_and_inbox()
         self._sessions()

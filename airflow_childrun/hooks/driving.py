@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from uuid import UUID
 
 from airflow_childrun.errors import ChildRunError, HostError, StoreInterrupt
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.model.config import Duration
+from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.dispatch import Dispatcher
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Monitor
@@ -50,6 +51,9 @@ class Progress:
 class Driving:
     """One try of a task, as far as it drives runs and waits for them."""
 
+    opens_attempts: ClassVar[bool] = False
+    """Whether the children are this task's own: only their parent opens generations."""
+
     def __init__(self, house: House, observer: TaskObserver) -> None:
         self._house = house
         self._observer = observer
@@ -57,6 +61,8 @@ class Driving:
         self._progress = Progress()
         self._rows_driven: Sequence[RunRow] = ()
         self._dispatcher: Dispatcher | None = None
+        self._newest: dict[UUID, UUID] = {}
+        self._following: dict[UUID, Again] = {}
         self._told_to_leave = False
         self._waiting: Monitor | None = None
         self._await_until_us: int | None = None
@@ -93,16 +99,19 @@ class Driving:
                 self._supervisor.hand_over(row.run_id)
         if await_timeout is not None:
             self._await_until_us = self._house.now_us() + await_timeout.us
-        self._watch(waiting - elsewhere, waiting & elsewhere)
-        errors = self._settle(waiting - elsewhere)
+        here = waiting - elsewhere
+        self._newest = {row.slot_id: row.run_id for row in rows}
+        self._following = self._due(row for row in rows if row.is_terminal)
+        self._watch(here, waiting & elsewhere)
+        errors = self._settle(here)
         while not self._supervisor.is_idle():
             self._supervisor.wait_until_idle(self._wait_s())
         if self._dispatcher is not None:
             errors += self._dispatcher.errors.values()
         if errors:
             raise errors[0]
-        last = self._house.store.get_runs([row.run_id for row in rows])
-        return [last[row.run_id] for row in rows]
+        last = self._house.store.get_runs(self._newest.values())
+        return [last[self._newest[row.slot_id]] for row in rows]
 
     def _is_elsewhere(self, run_id: UUID) -> bool:
         """Whether DAG runs are to drive a run."""
@@ -181,13 +190,15 @@ class Driving:
         active, away = set(here), set(elsewhere)
         now_s = self._house.scheduler.now_s
         pause_s, look_at = FIRST_PAUSE_S, now_s() + LOOK_EVERY_S
-        while active or away:
+        while active or away or self._following:
+            longest_s = min(self._wait_s(), pause_s if away else 1.0, self._next_s())
             if active:
-                active -= self._count(
-                    active - self._supervisor.wait_while_active(active, min(self._wait_s(), pause_s if away else 1.0))
-                )
+                active -= self._count(active - self._supervisor.wait_while_active(active, longest_s))
             else:
-                self._pause(min(self._wait_s(), pause_s))
+                self._pause(longest_s)
+            begun = self._begin_due()
+            active |= begun
+            here |= begun
             if away:
                 rows = self._house.patience.attempt(lambda: self._house.store.get_runs(away))  # noqa: B023
                 if self._dispatcher is not None and now_s() >= look_at:
@@ -201,8 +212,11 @@ class Driving:
         """Add to what is reported runs that are not driven any more."""
         if done:
             rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))
-            self._progress.ended += sum(row.is_terminal for row in rows.values())
-            self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in rows.values())
+            following = self._due(rows.values())
+            self._following |= following
+            ended = [row for row in rows.values() if row.run_id not in following]
+            self._progress.ended += sum(row.is_terminal for row in ended)
+            self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in ended)
         return done
 
     def _pause(self, seconds: float) -> None:
@@ -216,6 +230,43 @@ class Driving:
             return over_at - self._house.scheduler.now_s()
 
         Hold(self._house).wait_while(lambda: left_s() > 0, left_s)
+
+    def _due(self, rows: Iterable[RunRow]) -> dict[UUID, Again]:
+        """Return the attempts that are to follow failed children, by the run that failed, and tell people."""
+        store, found = self._house.store, {}
+        for row in (row for row in rows if self.opens_attempts and not self._is_elsewhere(row.run_id)):
+            again = self._house.patience.attempt(lambda: next_attempt(store, row))  # noqa: B023
+            if again is not None:
+                found[row.run_id] = again
+                left_s = max(0.0, self._left_s(again))
+                name = self._observer.name(row)
+                _log.warning("child %s: failed [%s]; attempt %d in %.0f s", name, row.error_code, again.attempt, left_s)
+        return found
+
+    def _left_s(self, again: Again) -> float:
+        return (again.at_us - self._house.now_us()) / 1_000_000
+
+    def _next_s(self) -> float:
+        """Return how long it takes until an attempt is due, a second at most."""
+        return max(0.0, min([1.0, *(self._left_s(again) for again in self._following.values())]))
+
+    def _begin_due(self) -> set[UUID]:
+        """Begin the attempts whose time has come, and return their runs."""
+        due = [again for again in self._following.values() if self._left_s(again) <= 0]
+        for again in due:
+            del self._following[again.row.run_id]
+        return {self._begin_again(again).run_id for again in due}
+
+    def _begin_again(self, again: Again) -> RunRow:
+        """Open and drive a child's next attempt."""
+        row = self._try_again(again)
+        self._observer.keys[row.run_id] = self._observer.key(again.row)
+        self._newest[row.slot_id] = row.run_id
+        self._supervisor.hand_over(row.run_id)
+        return row
+
+    def _try_again(self, again: Again) -> RunRow:
+        raise NotImplementedError(again)
 
     def _wait_s(self) -> float:
         """Return how long to wait before looking again.
@@ -242,7 +293,12 @@ class Driving:
             if row.is_terminal:
                 continue
             try:
-                self._supervisor.wait(row.run_id, until_us=self._await_until_us)
+                last = self._supervisor.wait(row.run_id, until_us=self._await_until_us)
+                while following := self._due([last]):
+                    again = following[last.run_id]
+                    while (left_s := self._left_s(again)) > 0:
+                        self._pause(min(self._wait_s(), left_s))
+                    last = self._supervisor.wait(self._begin_again(again).run_id, until_us=self._await_until_us)
                 self._wait_s()
             except HostError:
                 raise

@@ -15,7 +15,7 @@ from airflow_childrun.canonical import canonical_json_bytes
 from airflow_childrun.engine.prepare import check_context
 from airflow_childrun.errors import ContextError, InputError, InvalidIdError
 from airflow_childrun.ids import key_digest
-from airflow_childrun.model.config import Duration, RunConfig
+from airflow_childrun.model.config import ChildRetryPolicy, Duration, RunConfig
 from airflow_childrun.model.manifest import build_manifest, manifest_id
 from airflow_childrun.model.requests import ClosePolicy
 from airflow_childrun.runtime.host_tree import WantedChild
@@ -32,6 +32,7 @@ class SpawnOrder:
         element
     :param child_timeout: how long each child may take from its spawn on
     :param parent_close_policy: what becomes of the children when the task fails for good or is told to stop
+    :param child_retry_policy: how often each is tried again as a whole
     :param max_concurrency: how many of them work at a time, whichever processes drive them
     """
 
@@ -45,6 +46,7 @@ class SpawnOrder:
     single_key: str | None = None
     child_timeout: Duration | None = None
     max_concurrency: int | None = None
+    child_retry_policy: ChildRetryPolicy | None = None
     parent_close_policy: ClosePolicy = "cancel"
 
     @property
@@ -127,6 +129,7 @@ def wanted_children(order: SpawnOrder, policy: SecretPolicy) -> list[WantedChild
                 order.parent_close_policy,
                 timeout_us=timeout_us,
                 max_concurrency=order.max_concurrency,
+                child_retry_policy=order.child_retry_policy,
             )
         )
     return wanted

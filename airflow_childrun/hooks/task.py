@@ -14,6 +14,7 @@ from airflow_childrun.hooks.dispatching import Dispatch, TaskDagRuns, link_to
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.starting import begin
+from airflow_childrun.runtime.child_retry import Again
 from airflow_childrun.runtime.dispatch import Cutter, DagRuns, Dispatcher
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
 from airflow_childrun.runtime.host_tree import WantedChild
@@ -37,6 +38,8 @@ KINDS: Mapping[Kind, str] = {
 
 class HostTask(Driving):
     """One try of a task, as far as it has to do with child runs."""
+
+    opens_attempts = True
 
     def __init__(self, house: House, place: TaskPlace, observer: TaskObserver, dag_runs: DagRuns | None = None) -> None:
         super().__init__(house, observer)
@@ -117,6 +120,9 @@ class HostTask(Driving):
     def _is_ours(self, row: RunRow) -> bool:
         """Whether this task spawned a child, or is to drive it."""
         return super()._is_ours(row) or row.parent_run_id == self._host.run_id
+
+    def _try_again(self, again: Again) -> RunRow:
+        return self._host.try_again(again)
 
     def fail_for_good(self) -> None:
         """Ask the children to end that have not: no further try of this task will come by itself."""

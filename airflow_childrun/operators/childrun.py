@@ -18,7 +18,7 @@ from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_ke
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
-from airflow_childrun.model.config import Duration, RunConfig, Span
+from airflow_childrun.model.config import ChildRetryPolicy, Duration, RunConfig, Span
 from airflow_childrun.model.requests import ClosePolicy
 from airflow_childrun.runtime.dispatch import OnRunnerLost
 from airflow_childrun.runtime.host import OnPlanChange
@@ -96,6 +96,8 @@ class SpawnChildRunOperator(ChildRunOperator):
         again if everything is; ``resume_failed``, ``reuse``, ``respawn`` (templated; ``dag_run.conf["childrun"]`` wins)
     :param child_timeout: how long each child may take from its spawn on (seconds or a timedelta); then it ends as Failed,
         code ``run_timed_out``
+    :param child_retry_policy: how often a child that has failed is tried again as a whole, with waits of 1, 2, 4 ... 60
+        seconds, or a whole :class:`~airflow_childrun.model.config.ChildRetryPolicy` (as a dictionary, too)
     :param on_plan_change: what happens to an unfinished child whose operation has changed its states: ``fail``, ``respawn``
     :param wait_for_completion: False returns handles, for an :class:`AwaitChildRunOperator` downstream
     :param dispatch: ``inline``: this task drives the children; ``dag_run``: DAG runs of a runner DAG do, see
@@ -138,6 +140,7 @@ class SpawnChildRunOperator(ChildRunOperator):
         initial_context: dict[str, Any] | None = None,
         run_config: RunConfig | dict[str, Any] | None = None,
         child_timeout: Span | None = None,
+        child_retry_policy: int | dict[str, Any] | ChildRetryPolicy | None = None,
         on_clear: str = "auto",
         on_plan_change: OnPlanChange = "fail",
         wait_for_completion: bool = True,
@@ -159,17 +162,16 @@ class SpawnChildRunOperator(ChildRunOperator):
             _one_of("on_clear", on_clear, ON_CLEAR)
         _one_of("on_plan_change", on_plan_change, ("fail", "respawn"))
         check_child_key(child_key)
-        self.child_dag_id = dag_id
-        self.operation, self.op_id, self.op_version = operation, op_id, op_version
+        self.operation, self.op_id, self.op_version, self.child_dag_id = operation, op_id, op_version, dag_id
         self._single = inputs is UNSET
         self.input, self.inputs = (None if given is UNSET else given for given in (input, inputs))
         self.child_key: ChildKey | None = child_key
         self.op_config, self.initial_context = op_config, initial_context
         self.run_config = None if run_config is None else RunConfig.from_author(run_config, "run_config")
+        self.child_retry_policy = _retry_policy(child_retry_policy, dispatch)
         self.child_timeout = _span("child_timeout", child_timeout)
-        self.on_clear = on_clear
+        self.on_clear, self.wait_for_completion = on_clear, wait_for_completion
         self.on_plan_change: OnPlanChange = on_plan_change
-        self.wait_for_completion = wait_for_completion
 
     def execute(self, context: Context) -> Any:
         """Spawn, and wait unless told otherwise; one result or handle for ``input``, a list for ``inputs``."""
@@ -192,6 +194,7 @@ class SpawnChildRunOperator(ChildRunOperator):
             child_timeout=self.child_timeout,
             parent_close_policy=self.parent_close_policy,
             max_concurrency=self.max_concurrency,
+            child_retry_policy=self.child_retry_policy,
         )
         policies: dict[str, Any] = {"on_clear": self.on_clear, "on_plan_change": self.on_plan_change}
         policies["dispatch"] = self.dispatch
@@ -301,6 +304,16 @@ def _check_one_of_inputs(input: Any, inputs: Any) -> None:
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} is {value!r}; it takes {', '.join(choices)}", code="argument_invalid")
+
+
+def _retry_policy(given: int | dict[str, Any] | ChildRetryPolicy | None, dispatch: str) -> ChildRetryPolicy | None:
+    if given is not None and dispatch == "dag_run":
+        raise InputError(
+            'child_retry_policy goes with dispatch="inline": what DAG runs drive is tried again by retries of states '
+            "(run_config) or of the task",
+            code="argument_invalid",
+        )
+    return ChildRetryPolicy.of(given, "child_retry_policy")
 
 
 def _span(name: str, value: Span | None) -> Duration | None:

@@ -11,6 +11,7 @@ from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import HOST_TRY, DomainEvent
+from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.closing import withdraw_posts
 from airflow_childrun.runtime.dispatch import Batch, Cut, Cutter, batches_of, dispatched_event, successors
 from airflow_childrun.runtime.generations import find_cleaned_up, newest_of
@@ -141,7 +142,8 @@ class HostRun:
         for slot_id in dict.fromkeys(slot_ids):
             row = newest[slot_id]
             again = kind in ("retry", "clear") and named.get(str(slot_id)) == row.generation
-            if again and row.is_terminal and row.status != "Completed":
+            due = kind == "retry" and next_attempt(self._house.store, row) is not None
+            if again and row.is_terminal and row.status != "Completed" and not due:
                 resumes = None if row.run_id in cleaned_up else row.run_id
                 listed.append(Listed(str(slot_id), row.generation + 1, resumes, awaited=True))
             else:
@@ -159,6 +161,12 @@ class HostRun:
             Slot(str(slot_id), slot_id, newest[slot_id].run_id, newest[slot_id].generation) for slot_id in slot_ids
         )
         return Opened(kind, slots, ran)
+
+    def try_again(self, again: Again) -> RunRow:
+        """Open the next attempt of a child under its retry policy, and return it."""
+        keeper = TreeKeeper(self._house, self._host_id("same"), self._root, self._airflow)
+        self._commit_openings([keeper.resume(again.row, again)], None)
+        return self._newest([again.row.slot_id])[again.row.slot_id]
 
     def _recognise(self) -> tuple[Kind, list[Listed]]:
         """Find the newest host run and say what this try is to it."""

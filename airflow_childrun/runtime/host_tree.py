@@ -17,6 +17,7 @@ from airflow_childrun.model.config import ChildRetryPolicy
 from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
+from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.closing import orphan_posts
 from airflow_childrun.runtime.generations import find_cleaned_up, next_generation
 from airflow_childrun.runtime.histories import load_history, read_manifest
@@ -84,7 +85,9 @@ def known_of(
             differs = manifest_differences(recorded[row.run_id], child.manifest)
         else:
             differs = "" if _initial_snapshot(store, row) == child.snapshot_id else "initial_context"
-        known[child.key] = Known(row, differs, is_cleaned_up=row.run_id in cleaned_up)
+        known[child.key] = Known(
+            row, differs, is_cleaned_up=row.run_id in cleaned_up, is_due=next_attempt(store, row) is not None
+        )
     return known
 
 
@@ -134,14 +137,15 @@ class TreeKeeper:
         """Refuse what a spawn would refuse, before anything is stored."""
         self._prepare(child, generation)
 
-    def resume(self, row: RunRow) -> Opening:
+    def resume(self, row: RunRow, again: Again | None = None) -> Opening:
         """Open the generation that continues a terminal run, or starts afresh what was cleaned up.
 
+        :param again: which attempt under its retry policy it is; None: the first one
         :raises NotFoundError: code ``run_not_found``
         :raises ChildRunError: why an operation that is to start afresh cannot
         """
         identity = RunIdentity(self._host_id, self._host_id, self._root, 0)
-        opened = next_generation(self._house, row, identity)
+        opened = next_generation(self._house, row, identity, again)
         linkage = self._linkage(row, opened.run_id, row.generation + 1)
         return Opening(opened.run_id, (linkage,), (opened.step,), opened.artifacts)
 

@@ -141,11 +141,13 @@ class Known:
 
     :param differs: in what this try asks for something else than the child was spawned with; empty = in nothing
     :param is_cleaned_up: its ``on_cancel`` was entered: there is nothing to go on from
+    :param is_due: its retry policy still has an attempt for it: whoever drives opens that when its time has come
     """
 
     row: RunRow
     differs: str = ""
     is_cleaned_up: bool = False
+    is_due: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -227,7 +229,7 @@ def _retried(entry: Listed, known: Mapping[str, Known], *, again: bool) -> Liste
     if entry.key not in known or known[entry.key].row.generation < entry.generation:
         return entry
     child = known[entry.key]
-    if again and child.is_unwell:
+    if again and child.is_unwell and not child.is_due:
         return Listed(entry.key, child.row.generation + 1, child.resumes, as_is=entry.as_is)
     return Listed(entry.key, child.row.generation, as_is=entry.as_is)
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from airflow_childrun.errors import OtherStorageError
-from airflow_childrun.store.api import Conflict, Moves, Owner, ReleaseLease, RunFilter, RunStep, Store, TakeLease
+from airflow_childrun.store.api import (
+    Cap,
+    Committed,
+    Conflict,
+    Moves,
+    Owner,
+    ReleaseLease,
+    RunFilter,
+    RunStep,
+    Store,
+    TakeLease,
+)
 from airflow_childrun.testing.store_harness import (
     StoreHarness,
     append,
@@ -203,3 +214,38 @@ class LeaseContract:
         (result,) = store.commit([commit])
         assert refused(result).run_id == held
         assert head_of(store, other).seq == 1
+
+    def test_no_more_siblings_are_owned_than_the_cap_allows(self, harness: StoreHarness, store: Store) -> None:
+        """Those of the parent and the operation count, alone and in one batch; a place is free once it is given back."""
+        parent, session = start(store), opened(harness)
+        cap = Cap(parent, "op", 2)
+        children = [start(store, parent=parent) for _ in range(5)]
+        start(store, parent=parent, op_id="another", lease=TakeLease(session))
+        take = [RunStep(child, 1, 0, (event(),), lease=TakeLease(session, cap)) for child in children]
+        answers = store.commit([commit_of(step) for step in take[:3]])
+        assert [isinstance(answer, Committed) for answer in answers] == [True, True, False]
+        assert refused(submit(store, take[3])).reason == "cap"
+        append(store, children[0], lease=ReleaseLease())
+        must(submit(store, take[3]))
+        append(store, children[1], "end", moves=Moves(status="Completed", final_snapshot_id="0" * 64))
+        must(submit(store, take[4]))
+        assert refused(submit(store, take[2])).reason == "cap"
+
+    def test_the_places_of_a_session_that_is_over_are_free(self, harness: StoreHarness, store: Store) -> None:
+        """A process that dies keeps them no longer than its runs."""
+        parent, dead, heir = start(store), opened(harness, "task", 1), opened(harness)
+        cap = Cap(parent, "op", 1)
+        first, second = (start(store, parent=parent) for _ in range(2))
+        append(store, first, lease=TakeLease(dead, cap))
+        step = RunStep(second, 1, 0, (event(),), lease=TakeLease(heir, cap))
+        assert refused(submit(store, step)).reason == "cap"
+        opened(harness, "task", 2)
+        must(submit(store, step))
+
+    def test_many_who_ask_at_once_get_no_more_places_than_there_are(self, harness: StoreHarness, store: Store) -> None:
+        """Whoever waits for the parent's row counts what was written meanwhile."""
+        parent, session = start(store), opened(harness)
+        children = [start(store, parent=parent) for _ in range(8)]
+        take = TakeLease(session, Cap(parent, "op", 3))
+        answers = at_once(8, lambda number: submit(store, RunStep(children[number], 1, 0, (event(),), lease=take)))
+        assert sum(isinstance(answer, Committed) for answer in answers) == 3

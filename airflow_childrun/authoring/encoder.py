@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, get_args, get_type_hints
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -154,8 +156,24 @@ def decode(value: Any, hint: Any, where: str) -> Any:
         raise InputError(f"{where}: {error.info.message}", code=error.code, details=error.info.details) from None
 
 
+_HINTS: WeakKeyDictionary[Callable[..., Any], Mapping[str, Any]] = WeakKeyDictionary()
+
+
 def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
     """Return the type hints of a function; each that cannot be resolved counts as absent."""
+    try:
+        known = _HINTS.get(function)
+    except TypeError:  # neither hashable nor weakly referable
+        return _hints_of(function)
+    if known is None:
+        known = _hints_of(function)
+        # A hint whose name is not defined yet may be, the next time.
+        if known.keys() == getattr(function, "__annotations__", {}).keys() and type(function) is FunctionType:
+            _HINTS[function] = known
+    return known
+
+
+def _hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from airflow_childrun.authoring.encoder import encode
@@ -36,8 +37,11 @@ class StepCall:
 
 def as_policy(retry: int | RetryPolicy) -> RetryPolicy:
     """Return a number of further tries as a policy: waits of 1, 2, 4 ... 60 seconds."""
-    if isinstance(retry, RetryPolicy):
-        return retry
+    return retry if isinstance(retry, RetryPolicy) else _tries(retry)
+
+
+@lru_cache(maxsize=32, typed=True)
+def _tries(retry: int) -> RetryPolicy:
     backoff = Exponential(base_delay=Duration(secs=FIRST_WAIT_S), max_delay=Duration(secs=LONGEST_WAIT_S))
     return RetryPolicy(max_attempts=retry + 1, backoff=backoff)
 

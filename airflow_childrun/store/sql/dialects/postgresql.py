@@ -12,9 +12,11 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Engine,
     Insert,
     Table,
     cast,
+    event,
     extract,
     func,
     select,
@@ -22,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.pool import QueuePool
 
+from airflow_childrun.store.sql.dialects.arrays import packed, register
 from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect, Work
 from airflow_childrun.store.sql.texts import Row, Writing
 
@@ -74,6 +77,10 @@ class PostgresqlDialect(StoreDialect):
             # Named prepared statements belong to a server connection, which a transaction pooler changes.
             "connect_args": {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
         }
+
+    def prepare(self, engine: Engine) -> None:
+        """Teach every new connection what the arrays of a batch are."""
+        event.listen(engine, "connect", _take_arrays)
 
     def bound(self, connection: Connection) -> None:
         """Begin a transaction that the server breaks off, in the round trip that the BEGIN costs anyway.
@@ -128,7 +135,7 @@ class PostgresqlDialect(StoreDialect):
             connection.exec_driver_sql(_text(writing, is_single=True), rows[0])
             return
         for start in range(0, len(rows), _ROWS):
-            columns = tuple(map(list, zip(*rows[start : start + _ROWS], strict=True)))
+            columns = tuple(map(packed, writing.types, zip(*rows[start : start + _ROWS], strict=True)))
             connection.exec_driver_sql(_text(writing, is_single=False), columns)
 
     def write_and_commit(self, connection: Connection, work: Work) -> None:
@@ -175,3 +182,7 @@ def _text(writing: Writing, *, is_single: bool) -> str:
         return f"UPDATE {writing.table} r SET {changes} FROM {rows} v ({columns}) WHERE r.{key} = v.{key}"
     new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
     return f"INSERT INTO {writing.table} ({columns}) SELECT * FROM {rows} v ({columns}){new}"
+
+
+def _take_arrays(connection: Any, record: object) -> None:  # noqa: ARG001
+    register(connection)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from airflow.utils.db_manager import BaseDBManager
 
 __all__ = [
+    # What is imported; what is defined here is public anyway.
     "DAG",
     "AirflowException",
     "AirflowFailException",
@@ -50,29 +51,8 @@ __all__ = [
     "RuntimeTaskInstanceProtocol",
     "TaskDeferred",
     "TriggerEvent",
-    "channel_is_shared",
-    "command_classes",
     "conf",
-    "connection_from_secrets",
-    "count_active_dag_runs",
-    "current_default_args",
-    "dag_run_conf",
-    "dag_run_state",
-    "describe_dag",
-    "empty_metadata",
-    "existing_dag_runs",
-    "look_at_task",
-    "mask_secret",
-    "mask_secret_async",
-    "metadata_engine",
-    "metadata_session",
-    "metadata_url",
-    "read_metadata_connection",
-    "read_xcom",
-    "registered_secrets",
     "task_decorator_factory",
-    "trigger_dag_run",
-    "write_metadata_connection",
 ]
 
 OPEN_DAG_RUN_STATES = ("queued", "running")
@@ -356,11 +336,36 @@ def look_at_task(dag_id: str, dag_run_id: str, task_id: str, map_index: int) -> 
 
 def existing_dag_runs(dag_id: str, run_ids: Collection[str]) -> set[str]:
     """Return those of a DAG's runs that exist: asked of the metadata database, for an administrator's process."""
+    return set(dag_run_states(dag_id, run_ids))
+
+
+def dag_run_states(dag_id: str, run_ids: Collection[str]) -> dict[str, str]:
+    """Return the states of those of a DAG's runs that exist: asked of the metadata database."""
     from airflow.models.dagrun import DagRun
 
     with metadata_session() as session:
-        rows = session.query(DagRun.run_id).filter(DagRun.dag_id == dag_id, DagRun.run_id.in_(list(run_ids))).all()
-        return {str(row[0]) for row in rows}
+        rows = session.query(DagRun.run_id, DagRun.state).filter(DagRun.dag_id == dag_id, DagRun.run_id.in_(run_ids))
+        return {run_id: str(getattr(state, "value", state)) for run_id, state in rows}
+
+
+def trigger_dag_run_as_admin(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
+    """Make a DAG run in the metadata database; False if there is one of this id already.
+
+    :raises HostError: code ``dag_not_found``
+    """
+    from airflow.api.common.trigger_dag import trigger_dag
+    from airflow.exceptions import DagNotFound, DagRunAlreadyExists
+    from airflow.utils.types import DagRunTriggeredByType
+
+    _initialise()
+    by = DagRunTriggeredByType.CLI
+    try:
+        trigger_dag(dag_id=dag_id, run_id=run_id, triggered_by=by, conf=dict(conf), logical_date=None)
+    except DagRunAlreadyExists:
+        return False
+    except DagNotFound as error:
+        raise HostError(f"DAG {dag_id!r}: {error}", code="dag_not_found", retryable=True) from None
+    return True
 
 
 def command_classes() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

@@ -42,5 +42,6 @@ def _print(found: Sweep) -> None:
         )
     show(
         f"{len(found.ended)} ended, {len(found.in_grace)} asked to end and still in their grace, "
-        f"{len(found.awaited)} awaited by an active task, {len(found.left)} left"
+        f"{len(found.awaited)} awaited by an active task or driven by a DAG run, {len(found.dispatched)} of them dispatched "
+        f"anew, {len(found.left)} left"
     )

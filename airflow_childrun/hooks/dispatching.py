@@ -15,7 +15,7 @@ from airflow_childrun.errors import ErrorInfo, InputError, OperationError
 from airflow_childrun.hooks.operations import shared_modules
 from airflow_childrun.hooks.settings import read_settings
 from airflow_childrun.model.requests import ClosePolicy
-from airflow_childrun.runtime.dispatch import Batch, Cutter, OnRunnerLost
+from airflow_childrun.runtime.dispatch import ACTIVE, Batch, Cutter, OnRunnerLost
 
 DispatchMode = Literal["inline", "dag_run"]
 RUNNER_TASK_ID = "drive"
@@ -110,6 +110,26 @@ class TaskDagRuns:
         """Return why a runner's task failed, if it said so."""
         found = _airflow.read_xcom(dag_id, run_id, RUNNER_TASK_ID, ERROR_KEY)
         return ErrorInfo.from_json(found) if isinstance(found, Mapping) else None
+
+
+class DatabaseDagRuns:
+    """The same for an administrator's process, which asks Airflow's metadata database."""
+
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
+        """Make a DAG run; False if there is one of this id."""
+        return _airflow.trigger_dag_run_as_admin(dag_id, run_id, conf)
+
+    def state(self, dag_id: str, run_id: str) -> str | None:
+        """Return a DAG run's state; None if there is none."""
+        return _airflow.dag_run_states(dag_id, [run_id]).get(run_id)
+
+    def count_active(self, dag_id: str, run_ids: Sequence[str]) -> int:
+        """Return how many of them are queued or run."""
+        return sum(state in ACTIVE for state in _airflow.dag_run_states(dag_id, run_ids).values())
+
+    def error_of(self, dag_id: str, run_id: str) -> ErrorInfo | None:  # noqa: ARG002
+        """Return None: whoever sweeps dispatches anew whatever the cause was."""
+        return None
 
 
 def link_to(batch: Batch) -> str:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from airflow_childrun.errors import InputError
+from airflow_childrun.hooks.dispatching import DatabaseDagRuns, TaskDagRuns
 from airflow_childrun.hooks.operations import make_resolver
 from airflow_childrun.hooks.settings import Settings
+from airflow_childrun.runtime.dispatch import DagRuns
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House, Limits
 from airflow_childrun.runtime.recover import Sweep, TaskState, is_of, sweep, task_state
@@ -26,6 +28,8 @@ _AGE = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
 class Airflow(Protocol):
     """What has to be known of Airflow."""
 
+    dag_runs: DagRuns
+
     def look_at_task(self, dag_id: str, dag_run_id: str, task_id: str, map_index: int) -> tuple[bool, str | None]:
         """Return whether a DAG run exists and has not ended, and its task instance's state (``removed``: there is none)."""
 
@@ -35,6 +39,8 @@ class Airflow(Protocol):
 
 class AirflowDatabase:
     """Airflow's metadata database, which an administrator's process may read."""
+
+    dag_runs: DagRuns = DatabaseDagRuns()
 
     def look_at_task(self, dag_id: str, dag_run_id: str, task_id: str, map_index: int) -> tuple[bool, str | None]:
         """Ask the database."""
@@ -54,6 +60,8 @@ class AirflowOfTask:
 
     :param ti: the task instance of the task's context
     """
+
+    dag_runs: DagRuns = TaskDagRuns()
 
     def __init__(self, ti: Any) -> None:
         self._ti = ti
@@ -115,7 +123,7 @@ def recover(
         return task_state(state, dag_run_is_open=is_open)
 
     try:
-        return sweep(engine.house, look, deployment_id, engine)
+        return sweep(engine.house, look, deployment_id, engine, None if airflow is None else airflow.dag_runs)
     finally:
         engine.close()
 

@@ -119,6 +119,21 @@ def batches_of(store: Store, host_ids: Iterable[UUID]) -> dict[UUID, Batch]:
     return found
 
 
+def newest_dag_run(dag_runs: DagRuns, batch: Batch) -> tuple[Batch, str | None]:
+    """Return the newest DAG run of a batch, and its state: others may have dispatched anew since it was recorded.
+
+    :raises HostError: code ``airflow_unavailable``
+    """
+    state = dag_runs.state(batch.runner_dag_id, batch.dag_run_id)
+    while state not in ACTIVE:
+        following = replace(batch, number=batch.number + 1)
+        later = dag_runs.state(following.runner_dag_id, following.dag_run_id)
+        if later is None:
+            break
+        batch, state = following, later
+    return batch, state
+
+
 class DagRuns(Protocol):
     """Asks Airflow for DAG runs. Each may raise HostError, code ``airflow_unavailable``: ask again later."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from uuid import UUID
 
 from airflow_childrun.engine.inbox import CLOSE, standing_request
 from airflow_childrun.errors import ChildRunError
 from airflow_childrun.runtime.closing import cancel_run, close_policy, end_unowned, needs_clean_up
+from airflow_childrun.runtime.dispatch import ACTIVE, Batch, DagRuns, batches_of, newest_dag_run
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.generations import all_runs
 from airflow_childrun.runtime.histories import load_history, read_manifest
@@ -44,8 +45,9 @@ class Sweep:
 
     :param ended: runs that it ended, since their parent had ended or they were asked to
     :param in_grace: runs that were asked to end and may still be taken back
-    :param awaited: runs whose task is active: its next try goes on with them
+    :param awaited: runs whose task is active: its next try goes on with them; or which a DAG run of a runner drives
     :param left: runs that nobody will go on with by himself; by run id, the reason
+    :param dispatched: runs that a runner DAG drives, whose DAG run was lost, and that have another one now
     :param unreachable: operations whose clean-up has to run and that this process does not know, as ``name version``
     """
 
@@ -54,6 +56,7 @@ class Sweep:
     awaited: list[UUID] = field(default_factory=list)
     left: dict[UUID, str] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
+    dispatched: list[UUID] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON: ids as text, operations sorted."""
@@ -63,11 +66,16 @@ class Sweep:
             "awaited": [str(run_id) for run_id in self.awaited],
             "left": {str(run_id): why for run_id, why in self.left.items()},
             "unreachable": sorted(self.unreachable),
+            "dispatched": [str(run_id) for run_id in self.dispatched],
         }
 
 
 def sweep(
-    house: House, look: LookAtTask, deployment_id: str | None = None, engine: ExecutionEngine | None = None
+    house: House,
+    look: LookAtTask,
+    deployment_id: str | None = None,
+    engine: ExecutionEngine | None = None,
+    dag_runs: DagRuns | None = None,
 ) -> Sweep:
     """End what is to end among the runs that nobody owns, the deepest first; run the clean-up that they owe.
 
@@ -75,20 +83,25 @@ def sweep(
 
     :param deployment_id: whose tasks ``look`` can see; None: all
     :param engine: drives the clean-up, and stays open; None makes one
+    :param dag_runs: those of runner DAGs; None if they cannot be asked for
     """
-    return _Sweeper(engine or ExecutionEngine(house), look, deployment_id).sweep()
+    return _Sweeper(engine or ExecutionEngine(house), look, deployment_id, dag_runs).sweep()
 
 
 class _Sweeper:
     """One sweep."""
 
-    def __init__(self, engine: ExecutionEngine, look: LookAtTask, deployment_id: str | None) -> None:
+    def __init__(
+        self, engine: ExecutionEngine, look: LookAtTask, deployment_id: str | None, dag_runs: DagRuns | None
+    ) -> None:
         self._house = engine.house
         self._look = look
         self._deployment_id = deployment_id
         self._engine = engine
         self._states: dict[UUID, TaskState | str] = {}
         self._found = Sweep()
+        self._dag_runs = dag_runs
+        self._batches: dict[UUID, dict[UUID, Batch]] = {}
 
     def sweep(self) -> Sweep:
         for row in sorted(self._unowned(), key=lambda row: -row.depth):
@@ -123,10 +136,35 @@ class _Sweeper:
             found.awaited.append(row.run_id)
         elif state != "over":
             found.left[row.run_id] = "Airflow cannot be asked about its task" if state == "unknown" else state
+        elif self._is_driven_elsewhere(row, host):
+            pass
         elif close_policy(house.store, row) != "cancel":
             found.left[row.run_id] = "its task is over and left it running"
         else:
             self._end(row, "its task is over")
+
+    def _is_driven_elsewhere(self, row: RunRow, host: RunRow) -> bool:
+        """Whether a DAG run of a runner DAG drives a run, or does now: one that was to outlive its task is dispatched anew.
+
+        :param host: the task above it, which is over
+        """
+        top: RunRow | None = row
+        while top is not None and top.parent_run_id != host.run_id and top.parent_run_id is not None:
+            top = self._house.find_run(top.parent_run_id)
+        if host.run_id not in self._batches:
+            self._batches[host.run_id] = batches_of(self._house.store, [host.run_id])
+        batch = None if top is None else self._batches[host.run_id].get(top.run_id)
+        if batch is None or top is None or self._dag_runs is None:
+            return False
+        batch, state = newest_dag_run(self._dag_runs, batch)
+        if state not in ACTIVE:
+            if close_policy(self._house.store, top) == "cancel":
+                return False
+            batch = batch if state is None else replace(batch, number=batch.number + 1)
+            self._dag_runs.trigger(batch.runner_dag_id, batch.dag_run_id, batch.conf)
+            self._found.dispatched.append(row.run_id)
+        self._found.awaited.append(row.run_id)
+        return True
 
     def _end(self, row: RunRow, reason: str) -> None:
         """End a run and what is below it, the clean-up included that this process can run."""

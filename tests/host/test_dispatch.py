@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -16,6 +16,7 @@ from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.results import handle_of
 from airflow_childrun.hooks.runner import RunnerTask, read_conf
 from airflow_childrun.model.events import CHILD_RUNS_DISPATCHED
+from airflow_childrun.runtime.recover import Sweep, sweep
 from airflow_childrun.store.api import RunRow
 from tests.engine.kit import Background, Process, Stage, eventually
 from tests.host.kit import AirflowTask, HostLab, Try, returning
@@ -222,9 +223,8 @@ def test_what_no_further_dag_run_could_mend_fails_at_once(cluster: Cluster) -> N
     assert len(cluster.airflow.states) == 1
 
 
-def test_dag_runs_that_end_again_and_again_end_in_an_error(cluster: Cluster) -> None:
+def test_dag_runs_that_end_again_and_again_end_in_an_error(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four DAG runs in one try, and no fifth."""
-    cluster.airflow.on_trigger = lambda run_id: cluster.airflow.states.update({run_id: "failed"})
     trigger = cluster.airflow.trigger
 
     def fail(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
@@ -232,7 +232,7 @@ def test_dag_runs_that_end_again_and_again_end_in_an_error(cluster: Cluster) -> 
         cluster.airflow.states[run_id] = "failed"
         return made
 
-    cluster.airflow.trigger = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster.airflow, "trigger", fail)
     one, rows = cluster.spawn(TASK, "ab")
     with pytest.raises(HostError) as raised:
         one.host.drive(rows)
@@ -240,7 +240,9 @@ def test_dag_runs_that_end_again_and_again_end_in_an_error(cluster: Cluster) -> 
     assert len(cluster.airflow.states) == 4
 
 
-def test_airflow_that_cannot_be_asked_for_a_while_costs_nothing(cluster: Cluster) -> None:
+def test_airflow_that_cannot_be_asked_for_a_while_costs_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, rows = cluster.spawn(TASK, "ab")
     count_active = cluster.airflow.count_active
     refused: list[int] = []
@@ -251,7 +253,7 @@ def test_airflow_that_cannot_be_asked_for_a_while_costs_nothing(cluster: Cluster
             raise HostError("no answer", code="airflow_unavailable", retryable=True)
         return count_active(dag_id, run_ids)
 
-    cluster.airflow.count_active = refuse  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster.airflow, "count_active", refuse)
     awaiting = Background(one.host.drive, rows)
     eventually(lambda: len(refused) == 3)
     cluster.run_all()
@@ -331,6 +333,35 @@ def test_a_failed_child_that_is_awaited_again_is_dispatched_again(cluster: Clust
     awaiting = Background(again.host.drive, opened)
     cluster.run_all()
     assert [row.status for row in awaiting.join()] == ["Completed", "Completed"]
+
+
+def swept(cluster: Cluster, state: Literal["active", "over"]) -> Sweep:
+    """Sweep as ``childrun recover`` does, with an Airflow that says this of every task."""
+    house = cluster.lab.process(owner="").house
+    return sweep(house, lambda _at, _last: state, dag_runs=cluster.airflow)
+
+
+def test_the_sweep_leaves_to_a_dag_run_what_it_drives(cluster: Cluster) -> None:
+    """A task that did not wait is over, its children are in the runner's queue: they are awaited, whatever their policy."""
+    _, rows = cluster.spawn(TASK, "ab")
+    found = swept(cluster, "over")
+    assert (sorted(found.awaited), found.ended) == (sorted(row.run_id for row in rows), [])
+    cluster.airflow.states.clear()
+    assert sorted(swept(cluster, "over").ended) == sorted(row.run_id for row in rows)
+
+
+def test_the_sweep_dispatches_anew_what_was_to_outlive_its_task(cluster: Cluster) -> None:
+    """Policy ``abandon``, DAG run failed: another one is made, once, however often the sweep comes."""
+    one = cluster.begin()
+    wanted = [replace(child, parent_close_policy="abandon") for child in cluster.lab.wanted("work", "ab")]
+    rows = one.host.spawn(wanted, "auto", "fail", BY_TWO)
+    (lost,) = cluster.airflow.states
+    cluster.airflow.states[lost] = "failed"
+    assert swept(cluster, "over").dispatched[:1] in ([rows[0].run_id], [rows[1].run_id])
+    again = swept(cluster, "over")
+    assert (again.dispatched, again.left, len(again.awaited)) == ([], {}, 2)
+    assert set(cluster.airflow.states) == {lost, f"{lost}__2"}
+    assert cluster.run(f"{lost}__2") == ["Completed", "Completed"]
 
 
 def test_no_commit_cuts_a_batch_in_two(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ class Browser:
     """A user of one Airflow."""
 
     def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+        self.base_url = base_url
         self._client = httpx.Client(base_url=f"{base_url}/api/v2", timeout=30)
 
     def close(self) -> None:
@@ -36,12 +36,15 @@ class Browser:
 
     def _request(self, method: str, path: str, **kwargs: Any) -> Any:
         if "Authorization" not in self._client.headers:
-            token = httpx.get(f"{self._base_url}/auth/token", timeout=30).json()["access_token"]
-            self._client.headers["Authorization"] = f"Bearer {token}"
+            self._client.headers["Authorization"] = f"Bearer {self.token()}"
         answer = self._client.request(method, path, **kwargs)
         if answer.is_error:
             raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
         return answer.json() if answer.content else None
+
+    def token(self) -> str:
+        """Return what proves who asks."""
+        return str(httpx.get(f"{self.base_url}/auth/token", timeout=30).json()["access_token"])
 
     def dag_ids(self) -> set[str]:
         """Return the DAGs that Airflow knows."""

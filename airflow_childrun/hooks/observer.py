@@ -16,6 +16,7 @@ from airflow_childrun.errors import ErrorInfo, StorageError
 from airflow_childrun.ids import local_name
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import StateNode
+from airflow_childrun.runtime.generations import DAG_RUN_OPERATION
 from airflow_childrun.store.api import RunRow, Store
 
 _log = logging.getLogger("airflow.task.childrun")
@@ -78,7 +79,8 @@ class TaskObserver:
                 info.code,
                 info.message,
                 outcome,
-                exc_info=raised,
+                # What happened to a DAG run stands in its own log; where we noticed it tells nobody anything.
+                exc_info=None if row.op_id.startswith(DAG_RUN_OPERATION) else raised,
             )
 
     def _where(self, row: RunRow, node: StateNode) -> dict[str, str | int]:

@@ -13,13 +13,16 @@ from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan
 
 ENTRY_POINTS = "airflow_childrun.operations"
+OWN_MODULE = "airflow_childrun.hooks.dag_runs"
+"""The children that are DAG runs: whoever finds one in the store, can go on with it."""
 
 
 def load_shared_operations(settings: Settings) -> None:
-    """Import what defines operations for every DAG file: entry points, then ``[childrun] operations_modules``.
+    """Import what defines operations for every DAG file: our own, entry points, then ``[childrun] operations_modules``.
 
     :raises OperationError: code ``operations_module_broken``, naming the module and what it raised
     """
+    _import(OWN_MODULE, "airflow_childrun")
     for name, origin in _shared(settings):
         _import(name, origin)
 

@@ -14,7 +14,7 @@ LOOK_EVERY_S = 0.5
 
 
 def begin(house: House, supervisor: Supervisor, rows: Sequence[RunRow]) -> list[RunRow]:
-    """Drive runs until each has ended, or waits for the first time; return their rows then.
+    """Drive runs until each has ended, or waits for the first time; give them up and return their rows.
 
     :raises ChildRunError: why one cannot be driven here
     """
@@ -27,6 +27,10 @@ def begin(house: House, supervisor: Supervisor, rows: Sequence[RunRow]) -> list[
         error = supervisor.error_of(run_id)
         if error is not None:
             raise error
+    # Whoever awaits them must not find them owned by a process that is about to end.
+    supervisor.close()
+    while not supervisor.is_idle():
+        supervisor.wait_until_idle(LOOK_EVERY_S)
     last = house.store.get_runs(row.run_id for row in rows)
     return [last[row.run_id] for row in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from airflow_childrun.errors import ChildRunFailedError, HostError, InputError
 from airflow_childrun.hooks.airflow_api import AirflowApi
 from airflow_childrun.hooks.dag_runs import DagChild
 from airflow_childrun.hooks.elements import SpawnOrder
+from airflow_childrun.hooks.operations import make_resolver
+from airflow_childrun.hooks.settings import DEFAULTS
 from airflow_childrun.runtime.closing import cancel_run
-from airflow_childrun.store.api import RunFilter
+from airflow_childrun.runtime.house import House
+from airflow_childrun.runtime.recover import sweep
+from airflow_childrun.secret_policy import standard
+from airflow_childrun.store.api import Owner, RunFilter
 from tests.provider.dag_runs import FakeAirflow
 from tests.provider.kit import Ticket, sqlite_connection
 
@@ -163,6 +169,31 @@ def test_a_cancelled_child_ends_its_dag_run_if_it_may(airflow: FakeAirflow, api:
         states = [airflow.runs[key]["state"] for key in airflow.triggers[-2:]]
         assert states == (["running"] * 2 if conn_id is None else ["failed"] * 2)
     assert [what for what, _ in api] == ["fail", "fail"]
+
+
+def test_recover_ends_the_dag_runs_that_a_stopped_task_left(airflow: FakeAirflow, api: list[tuple[str, str]]) -> None:
+    """Whose task is over, and whose policy is to end with it; it needs no DAG file."""
+    airflow.ends["load"] = ["running", "running"]
+    order = replace(loads("airflow_api"), parent_close_policy="cancel")
+    ChildRunHook().spawn(Ticket().context(), order)
+    store = ChildRunHook().get_conn()
+
+    house = House(store, make_resolver(DEFAULTS, None), standard(), owner=Owner("recover"))
+    found = sweep(house, lambda *_: "over")
+    assert len(found.ended) == 2
+    assert [what for what, _ in api] == ["fail", "fail"]
+    assert {found["state"] for found in airflow.runs.values()} == {"failed"}
+
+
+def test_the_log_of_a_dag_run_that_failed_has_no_traceback_of_ours(
+    airflow: FakeAirflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    airflow.ends["load"] = ["failed", "success"]
+    with pytest.raises(ChildRunFailedError):
+        run(Ticket(), loads())
+    told = [record for record in caplog.records if "dag_run_failed" in record.getMessage()]
+    assert told
+    assert all(record.exc_info is None for record in told)
 
 
 def test_a_list_that_changed_fails_a_retry(airflow: FakeAirflow) -> None:

@@ -237,7 +237,7 @@ def test_a_spawn_that_is_refused_leaves_no_session(monkeypatch: pytest.MonkeyPat
     ChildRunHook().spawn(Ticket().context(), order(double, 1))
     opened: list[UUID] = []
 
-    def refuse(host: HostRun, openings: Any) -> int:
+    def refuse(host: HostRun, openings: Any, cut: Any = None) -> int:
         opened.append(host._house.keeper.session_id())
         raise HostError("another try has begun", code="stale_attempt")
 

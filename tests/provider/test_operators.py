@@ -51,6 +51,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"child_key": 5}, "child_key_invalid", "child_key is of type int: give a field's name, or a function"),
     ({"max_concurrency": -1}, "argument_invalid", "max_concurrency is -1; it takes an integer >= 1"),
     ({"child_timeout": 0}, "span_invalid", "child_timeout is 0; give seconds above 0"),
+    ({"child_retry_policy": -1}, "input_invalid", "child_retry_policy is -1; give a number of further attempts"),
+    ({"child_retry_policy": {"mode": "again"}}, "input_invalid", "child_retry_policy does not fit: mode: "),
     ({"await_timeout": "1h"}, "span_invalid", "await_timeout is '1h'; give seconds above 0"),
     ({"run_config": {"retry": 1}}, "input_invalid", "run_config does not fit: retry: Extra inputs are not permitted"),
     ({"run_config": {"skip_tags": 5}}, "input_invalid", "run_config does not fit: skip_tags: "),

@@ -114,7 +114,7 @@ def perform(io: Any, lines: list[Any], program: Program) -> list[Any]:
         elif kind == "await":
             found.append(_end(io.await_child(children[label])))
         elif kind == "map":
-            results = io.map(OPERATIONS[more[0]], more[1], key="label")
+            results = io.map(OPERATIONS[more[0]], more[1], key="label", max_concurrency=more[2])
             found += [_end(result) for result in results]
     return found
 
@@ -244,6 +244,6 @@ class Author:
             size = random.randint(1, 3)
             self._budget -= size
             inner = [self.program(f"{label}m{index}", depth + 1) for index in range(size)]
-            lines.append(["map", label, self.operation(), inner])
+            lines.append(["map", label, self.operation(), inner, random.choice([None, None, 1, 2])])
         else:
             lines.append([kind, label])

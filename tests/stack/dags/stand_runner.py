@@ -73,5 +73,5 @@ with DAG("stand_peer", schedule=None, render_template_as_native_obj=True):
         logical_date=None,
         wait_for_completion=True,
         poke_interval=1,
-        deferrable=False,
+        deferrable=True,  # 20 that wait inline would hold every slot of the stand
     ).expand(conf=[{"item": f"peer/{number}"} for number in range(20)])

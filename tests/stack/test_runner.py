@@ -52,6 +52,7 @@ def test_twenty_children_are_driven_by_four_dag_runs(stand: Stand, records: Reco
     assert records.findings("stand_dispatched", "twenty") == []
 
 
+@pytest.mark.long
 def test_a_dag_run_that_is_deleted_or_marked_failed_is_followed_by_another(stand: Stand, records: Records):
     """One DAG run deleted and one marked failed in the middle of a call: both batches are dispatched anew, nothing is lost.
 
@@ -89,6 +90,7 @@ def test_a_dag_run_that_is_deleted_or_marked_failed_is_followed_by_another(stand
         assert len({seen.token for seen in stand.witness.seen(call.key)}) == 1
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_a_retry_of_the_runners_task(stand: Stand, records: Records):
     """The process that drives a batch is killed in a call: the next try of its task drives on; spawned and awaited apart."""
     killed: list[int] = []

@@ -335,14 +335,6 @@ GUARDS: tuple[Guard, ...] = (
         "tests/lifecycle/test_cancel.py::test_a_parent_that_fails_takes_its_children_along",
     ),
     Guard(
-        "children-first",
-        "Children end before the parent that is cancelled",
-        "runtime/ending.py",
-        "        self.wait_all(ids)\n",
-        "",
-        "tests/lifecycle/test_cancel.py::test_children_end_before_their_parent",
-    ),
-    Guard(
         "sweep-task",
         "A sweep leaves alone what Airflow will go on with",
         "runtime/recover.py",

@@ -109,6 +109,7 @@ def _ask_supervisor(message: str, **fields: Any) -> Any:
     :param message: the name of one of Airflow's message classes
     :raises HostError: codes ``dag_not_found``, ``dag_refused``, ``airflow_unavailable``
     """
+    from airflow.sdk.api.client import ServerResponseError
     from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time import comms, task_runner
 
@@ -117,6 +118,9 @@ def _ask_supervisor(message: str, **fields: Any) -> Any:
     except AirflowRuntimeError as error:
         detail = error.error.detail or {}
         raise _refusal(detail.get("status_code", 0), detail.get("detail"), str(error), fields["dag_id"]) from None
+    except ServerResponseError as error:
+        # Under dag.test there is no supervisor that would put it into an answer.
+        raise _refusal(error.response.status_code, {"detail": error.detail}, str(error), fields["dag_id"]) from None
 
 
 def _refusal(status: int, detail: Any, text: str, dag_id: str) -> HostError:

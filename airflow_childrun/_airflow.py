@@ -23,10 +23,13 @@ from airflow.sdk.exceptions import (
     AirflowFailException,
     AirflowNotFoundException,
     AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferralError,
+    TaskDeferralTimeout,
     TaskDeferred,
 )
 from airflow.sdk.types import RuntimeTaskInstanceProtocol
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_childrun.errors import HostError
 
@@ -40,6 +43,7 @@ __all__ = [
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSkipException",
+    "AirflowTaskTimeout",
     "BaseDBManager",
     "BaseDecoratedOperator",
     "BaseHook",
@@ -49,7 +53,10 @@ __all__ = [
     "Connection",
     "Context",
     "RuntimeTaskInstanceProtocol",
+    "TaskDeferralError",
+    "TaskDeferralTimeout",
     "TaskDeferred",
+    "TaskSuccessEvent",
     "TriggerEvent",
     "conf",
     "task_decorator_factory",

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from airflow_childrun._airflow import BaseDecoratedOperator, Context, current_default_args, task_decorator_factory
 from airflow_childrun.authoring.operation import Operation, operation
-from airflow_childrun.errors import ChildRunError, OperationError
+from airflow_childrun.errors import OperationError
 from airflow_childrun.hooks.coordinates import read_on_clear
 from airflow_childrun.hooks.elements import SpawnOrder
-from airflow_childrun.operators.childrun import DEFAULT_RETRIES, ChildRunOperator, fail_task
+from airflow_childrun.operators.childrun import DEFAULT_RETRIES, ChildRunOperator
 
 KEY = "main"
 OPERATION = "childrun_operation"
@@ -44,16 +44,21 @@ class DurableDecoratedOperator(BaseDecoratedOperator, ChildRunOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the function durably and return what it returns."""
+        return self._run(context, come_back=False)
+
+    def _work(self, context: Context, *, come_back: bool) -> Any:
+        policy = self._policy(context)
+        if come_back:
+            (result,) = self._open_hook().come_back(context, policy=policy)
+            return result["output"]
         bound = inspect.signature(self.python_callable).bind(*self.op_args, **self.op_kwargs)
         bound.apply_defaults()
         fields = self.operation.input_fields()
         given = dict(bound.arguments)
         value = next(iter(given.values())) if len(fields) == 1 else (given or None)
         order = SpawnOrder(self.operation, [value], single=True, single_key=KEY)
-        try:
-            (result,) = self._open_hook().spawn_and_await(context, order, on_clear=read_on_clear(self.on_clear, {}))
-        except ChildRunError as error:
-            fail_task(error)
+        clear = read_on_clear(self.on_clear, {})
+        (result,) = self._open_hook().spawn_and_await(context, order, on_clear=clear, policy=policy)
         return result["output"]
 
 

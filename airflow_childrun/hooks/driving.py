@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 from uuid import UUID
 
-from airflow_childrun.errors import ChildRunError, HostError, StoreInterrupt
+from airflow_childrun.errors import HostError, StoreInterrupt
+from airflow_childrun.hooks.deferral import (
+    INLINE_S,
+    LONG_WAIT_S,
+    AwaitPolicy,
+    Deferral,
+    HostMark,
+    Parked,
+    await_timed_out,
+)
 from airflow_childrun.hooks.observer import TaskObserver
-from airflow_childrun.model.config import Duration
+from airflow_childrun.runtime.awaiting import Awaiting
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.dispatch import Dispatcher
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Monitor
 from airflow_childrun.runtime.supervisor import Supervisor
-from airflow_childrun.runtime.waiting import Hold
+from airflow_childrun.runtime.waiting import NEVER
 from airflow_childrun.store.api import RunRow, Store
 
 T = TypeVar("T")
 _log = logging.getLogger("airflow.task.childrun")
 REPORT_EVERY_S = 10.0
-AWAIT_TIMED_OUT = "await_timed_out"
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 2.0
-"""Between two looks at children that DAG runs drive."""
 LOOK_EVERY_S = 5.0
 """Between two looks at the DAG runs themselves."""
 STOPPED = "this task was told to stop. Its child runs keep what they recorded: a retry or a clear of this task goes on from there"
@@ -65,7 +70,10 @@ class Driving:
         self._following: dict[UUID, Again] = {}
         self._told_to_leave = False
         self._waiting: Monitor | None = None
-        self._await_until_us: int | None = None
+        self._rows_awaited: Sequence[RunRow] = ()
+        self._look_at_s = 0.0
+        self._awaiting: Awaiting | None = None
+        self._left_running: Sequence[UUID] = ()
 
     @property
     def store(self) -> Store:
@@ -80,36 +88,46 @@ class Driving:
         """Return how people know one of the task's children."""
         return self._observer.name(row)
 
-    def drive(self, rows: Sequence[RunRow], await_timeout: Duration | None = None) -> list[RunRow]:
+    def drive(self, rows: Sequence[RunRow], policy: AwaitPolicy | None = None) -> list[RunRow]:
         """Drive runs until each has ended, and everything that they left running; return their last rows.
 
         Those that DAG runs drive are only watched.
 
-        :raises HostError: code ``await_timed_out``, if that takes longer than ``await_timeout``; the children are left as
-            they are
         :raises ChildRunError: if one cannot be driven; the others have ended then
+        :raises HostError: code ``await_timed_out``; the children are left as they are
+        :raises Deferral: if the policy lets the task leave its worker, and there is nothing to do for a while
         """
-        elsewhere = {row.run_id for row in rows if self._is_elsewhere(row.run_id)}
+        policy = policy or AwaitPolicy(poll_interval_s=self._house.limits.poll_s)
+        self._rows_awaited = rows
         self._rows_driven = [row for row in rows if self._is_ours(row)]
         self._progress.total = len(rows)
-        waiting = {row.run_id for row in rows if not row.is_terminal}
-        self._progress.ended = len(rows) - len(waiting)
-        for row in rows:
-            if row.run_id in waiting - elsewhere:
-                self._supervisor.hand_over(row.run_id)
-        if await_timeout is not None:
-            self._await_until_us = self._house.now_us() + await_timeout.us
-        here = waiting - elsewhere
+        self._progress.ended = sum(row.is_terminal for row in rows)
+        self._awaiting = awaiting = Awaiting(
+            self._house,
+            self._supervisor,
+            rows,
+            is_remote=lambda row: self._is_elsewhere(row.run_id),
+            poll_s=policy.poll_interval_s,
+        )
+        for run_id in self._left_running:
+            self._supervisor.hand_over(run_id)
         self._newest = {row.slot_id: row.run_id for row in rows}
         self._following = self._due(row for row in rows if row.is_terminal)
-        self._watch(here, waiting & elsewhere)
-        errors = self._settle(here)
-        while not self._supervisor.is_idle():
-            self._supervisor.wait_until_idle(self._wait_s())
-        if self._dispatcher is not None:
-            errors += self._dispatcher.errors.values()
-        if errors:
-            raise errors[0]
+        leave_at_s = self._house.scheduler.now_s() + INLINE_S
+        while not awaiting.is_over or self._following:
+            self._count(awaiting.step(self._next_s()))
+            for row in self._begin_due():
+                awaiting.add(row)
+            self._look_at_dag_runs(awaiting)
+            if policy.give_up_at is not None and self._house.clock.now_us() >= policy.give_up_at:
+                raise await_timed_out()
+            if policy.deferrable and self._house.scheduler.now_s() >= leave_at_s:
+                self._leave_worker(awaiting, policy)
+        for row in rows:
+            if row.run_id in awaiting.errors:
+                _log.error("child %s cannot be driven here: %s", self.name_of(row), awaiting.errors[row.run_id])
+        if awaiting.errors:
+            raise next(iter(awaiting.errors.values()))
         last = self._house.store.get_runs(self._newest.values())
         return [last[self._newest[row.slot_id]] for row in rows]
 
@@ -120,6 +138,45 @@ class Driving:
     def _is_ours(self, row: RunRow) -> bool:
         """Whether a run ends with this task, when that fails for good."""
         return not self._is_elsewhere(row.run_id)
+
+    def _look_at_dag_runs(self, awaiting: Awaiting) -> None:
+        """Notice now and then DAG runs that were lost; a child that nobody will go on with is waited for no longer."""
+        now_s = self._house.scheduler.now_s()
+        if self._dispatcher is None or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + LOOK_EVERY_S
+        self._dispatcher.look(awaiting.elsewhere.values())
+        awaiting.give_up(self._dispatcher.errors)
+
+    def _leave_worker(self, awaiting: Awaiting, policy: AwaitPolicy) -> None:
+        """Leave if every run that is driven here waits for long, and others drive the rest.
+
+        :raises Deferral: then
+        """
+        if (awaiting.is_over and not self._following) or any(
+            self._left_s(again) < LONG_WAIT_S for again in self._following.values()
+        ):
+            return
+        rest = self._supervisor.park(awaiting.here, LONG_WAIT_S, lives_on=policy.lives_on)
+        if rest is None:
+            return
+        remote = awaiting.remote()
+        wake_at = min([rest.wake_at, *(again.at_us for again in self._following.values())])
+        raise Deferral(
+            Parked(
+                run_ids=tuple(row.run_id for row in self._rows_awaited),
+                keys=tuple(map(self.key_of, self._rows_awaited)),
+                driven=frozenset(awaiting.elsewhere.keys() - remote),
+                remote=frozenset(remote),
+                inboxes=rest.inboxes,
+                wake_at=None if wake_at == NEVER else wake_at,
+                host=self._mark(),
+            )
+        )
+
+    def _mark(self) -> HostMark | None:
+        """Return in whose name the children may be asked to end while the task is away."""
+        return None
 
     def close(self) -> None:
         """Give up what is still driven; the session ends with the last thread of a run."""
@@ -185,52 +242,6 @@ class Driving:
             raise raised[0].cause from raised[0]
         raise raised[0]
 
-    def _watch(self, here: set[UUID], elsewhere: set[UUID]) -> None:
-        """Count ends while this process drives anything, or others do it for this task."""
-        active, away = set(here), set(elsewhere)
-        now_s = self._house.scheduler.now_s
-        pause_s, look_at = FIRST_PAUSE_S, now_s() + LOOK_EVERY_S
-        while active or away or self._following:
-            longest_s = min(self._wait_s(), pause_s if away else 1.0, self._next_s())
-            if active:
-                active -= self._count(active - self._supervisor.wait_while_active(active, longest_s))
-            else:
-                self._pause(longest_s)
-            begun = self._begin_due()
-            active |= begun
-            here |= begun
-            if away:
-                rows = self._house.patience.attempt(lambda: self._house.store.get_runs(away))  # noqa: B023
-                if self._dispatcher is not None and now_s() >= look_at:
-                    self._dispatcher.look(rows.values())
-                    look_at = now_s() + LOOK_EVERY_S
-                away -= self._count({row.run_id for row in rows.values() if row.is_terminal})
-                away -= set() if self._dispatcher is None else self._dispatcher.errors.keys()
-            pause_s = min(pause_s * 1.2, LONGEST_PAUSE_S)
-
-    def _count(self, done: set[UUID]) -> set[UUID]:
-        """Add to what is reported runs that are not driven any more."""
-        if done:
-            rows = self._house.patience.attempt(lambda: self._house.store.get_runs(done))
-            following = self._due(rows.values())
-            self._following |= following
-            ended = [row for row in rows.values() if row.run_id not in following]
-            self._progress.ended += sum(row.is_terminal for row in ended)
-            self._progress.failed += sum(row.status in ("Failed", "Cancelled") for row in ended)
-        return done
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, unless this process is told to leave.
-
-        :raises Abandoned: then
-        """
-        over_at = self._house.scheduler.now_s() + seconds
-
-        def left_s() -> float:
-            return over_at - self._house.scheduler.now_s()
-
-        Hold(self._house).wait_while(lambda: left_s() > 0, left_s)
-
     def _due(self, rows: Iterable[RunRow]) -> dict[UUID, Again]:
         """Return the attempts that are to follow failed children, by the run that failed, and tell people."""
         store, found = self._house.store, {}
@@ -250,60 +261,28 @@ class Driving:
         """Return how long it takes until an attempt is due, a second at most."""
         return max(0.0, min([1.0, *(self._left_s(again) for again in self._following.values())]))
 
-    def _begin_due(self) -> set[UUID]:
-        """Begin the attempts whose time has come, and return their runs."""
+    def _count(self, ended: Sequence[RunRow]) -> None:
+        """Add to what is reported runs that have ended, unless another attempt is to follow."""
+        following = self._due(ended)
+        self._following |= following
+        for row in ended:
+            if row.run_id not in following:
+                self._progress.ended += 1
+                self._progress.failed += row.status in ("Failed", "Cancelled")
+
+    def _begin_due(self) -> list[RunRow]:
+        """Open the attempts whose time has come, and return their runs."""
         due = [again for again in self._following.values() if self._left_s(again) <= 0]
         for again in due:
             del self._following[again.row.run_id]
-        return {self._begin_again(again).run_id for again in due}
+        return [self._begin_again(again) for again in due]
 
     def _begin_again(self, again: Again) -> RunRow:
-        """Open and drive a child's next attempt."""
+        """Open a child's next attempt."""
         row = self._try_again(again)
         self._observer.keys[row.run_id] = self._observer.key(again.row)
         self._newest[row.slot_id] = row.run_id
-        self._supervisor.hand_over(row.run_id)
         return row
 
     def _try_again(self, again: Again) -> RunRow:
         raise NotImplementedError(again)
-
-    def _wait_s(self) -> float:
-        """Return how long to wait before looking again.
-
-        :raises HostError: code ``await_timed_out``
-        """
-        if self._await_until_us is None:
-            return 1.0
-        left_s = (self._await_until_us - self._house.now_us()) / 1_000_000
-        if left_s <= 0:
-            raise HostError(
-                "the children of this task had not ended when its await_timeout was over. They are left as they are: a "
-                "retry or a clear of this task goes on with them",
-                code=AWAIT_TIMED_OUT,
-                retryable=True,
-            )
-        return min(1.0, left_s)
-
-    def _settle(self, waiting: set[UUID]) -> list[ChildRunError]:
-        """Wait for those that another process drives; collect why some cannot be driven."""
-        rows = self._house.patience.attempt(lambda: self._house.store.get_runs(waiting))
-        errors: list[ChildRunError] = []
-        for row in rows.values():
-            if row.is_terminal:
-                continue
-            try:
-                last = self._supervisor.wait(row.run_id, until_us=self._await_until_us)
-                while following := self._due([last]):
-                    again = following[last.run_id]
-                    while (left_s := self._left_s(again)) > 0:
-                        self._pause(min(self._wait_s(), left_s))
-                    last = self._supervisor.wait(self._begin_again(again).run_id, until_us=self._await_until_us)
-                self._wait_s()
-            except HostError:
-                raise
-            except ChildRunError as error:
-                name = self._observer.name(row)
-                _log.error("child %s cannot be driven here: %s", name, error)
-                errors.append(error)
-        return errors

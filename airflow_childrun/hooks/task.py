@@ -10,10 +10,12 @@ from uuid import UUID
 from airflow_childrun._airflow import channel_is_shared
 from airflow_childrun.errors import ChildRunError, HostError, Interrupt
 from airflow_childrun.hooks.coordinates import TaskPlace
+from airflow_childrun.hooks.deferral import HostMark
 from airflow_childrun.hooks.dispatching import Dispatch, TaskDagRuns, link_to
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.hooks.starting import begin
+from airflow_childrun.runtime.awaiting import left_running
 from airflow_childrun.runtime.child_retry import Again
 from airflow_childrun.runtime.dispatch import Cutter, DagRuns, Dispatcher
 from airflow_childrun.runtime.host import HostRun, OnPlanChange, Opened, Slot
@@ -80,6 +82,25 @@ class HostTask(Driving):
         self._rows_driven = rows
         return begin(self._house, self._supervisor, rows)
 
+    def come_back(self) -> list[RunRow]:
+        """Go on with the children that this try spawned before it left its worker, and return their rows in order.
+
+        :raises HostError: codes ``stale_attempt``, ``child_run_missing``
+        """
+        opened = self._host.come_back()
+        rows = self._rows(opened)
+        self._announce(opened, rows)
+        self._dispatch(rows, None)
+        return rows
+
+    def rejoin(self) -> None:
+        """Become the newest try again after a deferral that failed, to say what is to become of the children."""
+        own = self._rows(self._host.come_back())
+        driven = self._house.store.get_runs(slot.run_id for slot in self._host.awaited())
+        batches = self._host.dispatched_by_parents(list(driven.values()))
+        free = [row for row in driven.values() if row.lease_expires_at is None and row.run_id not in batches]
+        self._rows_driven = [*own, *free]
+
     def attach(self, handles: Sequence[dict[str, Any]]) -> list[RunRow]:
         """Take hold of children that another task, or an earlier try, spawned.
 
@@ -127,8 +148,26 @@ class HostTask(Driving):
     def fail_for_good(self) -> None:
         """Ask the children to end that have not: no further try of this task will come by itself."""
         self._ask_children_to_end("its task failed", 0)
-        rows = self._house.store.get_runs(row.run_id for row in self._rows_driven)
+        rows = self._house.store.get_runs(self._closable())
         self._host.end((row.run_id for row in rows.values() if not row.is_terminal), "its task failed")
+
+    def stop(self, reason: str) -> None:
+        """Ask the children to end, with the grace in which the next try may take that back."""
+        self._ask_children_to_end(reason, self._grace_us)
+
+    def _closable(self) -> list[UUID]:
+        """Return the children that end with this task: those that it spawned, and those that it drives."""
+        others = self._awaiting.elsewhere if self._awaiting is not None else {}
+        own = self._host.run_id
+        return [row.run_id for row in self._rows_driven if row.parent_run_id == own or row.run_id not in others]
+
+    def _mark(self) -> HostMark | None:
+        own = self._host.run_id
+        if own is None:
+            return None
+        rows = {row.run_id: row for row in self._rows_driven}
+        drove = tuple(run_id for run_id in self._closable() if rows[run_id].parent_run_id != own)
+        return HostMark(own, self._host.epoch, self._grace_us, drove)
 
     def _before_leaving(self) -> None:
         """Ask the children to end, unless a retry or a clear comes back within the grace."""
@@ -136,7 +175,7 @@ class HostTask(Driving):
 
     def _ask_children_to_end(self, reason: str, grace_us: int) -> None:
         try:
-            self._host.close([row.run_id for row in self._rows_driven], reason, grace_us)
+            self._host.close(self._closable(), reason, grace_us)
         except (ChildRunError, Interrupt) as error:
             _log.warning("the children of this task could not be asked to end: %s; see `childrun recover`", error)
 
@@ -150,6 +189,8 @@ class HostTask(Driving):
             )
         for slot in opened.slots:
             self._observer.keys[slot.run_id] = slot.key
+        if opened.kind in ("same", "retry"):
+            self._left_running = left_running(self._house.store, rows.values())
         return [rows[slot.run_id] for slot in opened.slots]
 
     def _announce(self, opened: Opened, rows: Sequence[RunRow]) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
-from airflow_childrun._airflow import AirflowException, AirflowFailException, BaseOperator, Context
+from airflow_childrun._airflow import Context
 from airflow_childrun.authoring.handles import Spawnable
 from airflow_childrun.authoring.operation import Operation
 from airflow_childrun.authoring.registry import REGISTRY
-from airflow_childrun.errors import ChildRunError, InputError
-from airflow_childrun.hooks.childrun import ChildRunHook
+from airflow_childrun.errors import InputError
 from airflow_childrun.hooks.dag_runs import RETURN_VALUE, DagChild, check_dag_child
 from airflow_childrun.hooks.dispatching import DispatchMode, check_runner, read_dispatch
 from airflow_childrun.hooks.elements import ChildKey, SpawnOrder, check_child_key, check_inputs
 from airflow_childrun.hooks.operations import load_shared_operations
 from airflow_childrun.hooks.results import FailureMode, Results
-from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, check_max_concurrency, read_settings
-from airflow_childrun.model.config import ChildRetryPolicy, Duration, RunConfig, Span
+from airflow_childrun.hooks.settings import read_settings
+from airflow_childrun.model.config import ChildRetryPolicy, RunConfig, Span
 from airflow_childrun.model.requests import ClosePolicy
+from airflow_childrun.operators.deferring import DeferringOperator, span_of
 from airflow_childrun.runtime.dispatch import OnRunnerLost
 from airflow_childrun.runtime.host import OnPlanChange
 from airflow_childrun.runtime.host_try import ON_CLEAR
@@ -38,7 +38,7 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
-class ChildRunOperator(BaseOperator):
+class ChildRunOperator(DeferringOperator):
     """What the operators share."""
 
     ui_color = "#d7ecff"
@@ -48,9 +48,6 @@ class ChildRunOperator(BaseOperator):
         *,
         results: Results = "values",
         failure_mode: FailureMode = "raise",
-        childrun_conn_id: str = DEFAULT_CONN_ID,
-        max_concurrency: int | None = None,
-        await_timeout: Span | None = None,
         retries: int | None = DEFAULT_RETRIES,
         **kwargs: Any,
     ) -> None:
@@ -58,22 +55,12 @@ class ChildRunOperator(BaseOperator):
         super().__init__(retries=retries, **kwargs)
         _one_of("results", results, ("values", "references"))
         _one_of("failure_mode", failure_mode, ("raise", "return"))
-        check_max_concurrency(max_concurrency)
         self.results = results
         self.failure_mode = failure_mode
-        self.childrun_conn_id = childrun_conn_id
-        self.max_concurrency = max_concurrency
-        self.await_timeout = _span("await_timeout", await_timeout)
-        self._hook: ChildRunHook | None = None
 
-    def on_kill(self) -> None:
-        """Give up what this process drives, so that the next try goes on at once."""
-        if self._hook is not None:
-            self._hook.abandon()
-
-    def _open_hook(self) -> ChildRunHook:
-        self._hook = ChildRunHook(self.childrun_conn_id, self.max_concurrency)
-        return self._hook
+    def _how(self, context: Context) -> dict[str, Any]:
+        """Return how to wait, and what to return."""
+        return {"results": self.results, "failure_mode": self.failure_mode, "policy": self._policy(context)}
 
 
 class SpawnChildRunOperator(ChildRunOperator):
@@ -169,19 +156,19 @@ class SpawnChildRunOperator(ChildRunOperator):
         self.op_config, self.initial_context = op_config, initial_context
         self.run_config = None if run_config is None else RunConfig.from_author(run_config, "run_config")
         self.child_retry_policy = _retry_policy(child_retry_policy, dispatch)
-        self.child_timeout = _span("child_timeout", child_timeout)
+        self.child_timeout = span_of("child_timeout", child_timeout)
         self.on_clear, self.wait_for_completion = on_clear, wait_for_completion
         self.on_plan_change: OnPlanChange = on_plan_change
 
-    def execute(self, context: Context) -> Any:
+    def _work(self, context: Context, *, come_back: bool) -> Any:
         """Spawn, and wait unless told otherwise; one result or handle for ``input``, a list for ``inputs``."""
-        try:
-            found = self._execute(context)
-        except ChildRunError as error:
-            fail_task(error)
+        found = self._open_hook().come_back(context, **self._how(context)) if come_back else self._spawn(context)
         return found[0] if self._single else found
 
-    def _execute(self, context: Context) -> list[dict[str, Any]]:
+    def _is_single(self) -> bool:
+        return self._single
+
+    def _spawn(self, context: Context) -> list[dict[str, Any]]:
         elements = [self.input] if self._single else check_inputs(self.inputs)
         order = SpawnOrder(
             operation=self._find_operation(),
@@ -202,14 +189,7 @@ class SpawnChildRunOperator(ChildRunOperator):
             self._check_await_downstream()
         if not self.wait_for_completion:
             return self._open_hook().spawn(context, order, **policies)
-        return self._open_hook().spawn_and_await(
-            context,
-            order,
-            **policies,
-            results=self.results,
-            failure_mode=self.failure_mode,
-            await_timeout=self.await_timeout,
-        )
+        return self._open_hook().spawn_and_await(context, order, **policies, **self._how(context))
 
     def _find_operation(self) -> Spawnable:
         if self.operation is not None:
@@ -253,29 +233,13 @@ class AwaitChildRunOperator(ChildRunOperator):
         super().__init__(**kwargs)
         self.child_runs = child_runs
 
-    def execute(self, context: Context) -> Any:
+    def _work(self, context: Context, *, come_back: bool) -> Any:  # noqa: ARG002 - every try looks at all that it awaits
         """Wait; one result for one handle, a list for a list."""
-        try:
-            found = self._open_hook().await_runs(
-                context,
-                self.child_runs,
-                results=self.results,
-                failure_mode=self.failure_mode,
-                await_timeout=self.await_timeout,
-            )
-        except ChildRunError as error:
-            fail_task(error)
-        return found[0] if isinstance(self.child_runs, Mapping) else found
+        found = self._open_hook().await_runs(context, self.child_runs, **self._how(context))
+        return found[0] if self._is_single() else found
 
-
-def fail_task(error: ChildRunError) -> NoReturn:
-    """Fail the task: for good if trying again cannot help.
-
-    The message says it all; below it, Airflow would print the same once more with a traceback of our own calls.
-    """
-    if error.retryable:
-        raise AirflowException(str(error)) from None
-    raise AirflowFailException(str(error)) from None
+    def _is_single(self) -> bool:
+        return isinstance(self.child_runs, Mapping)
 
 
 def _check_operation(operation: Any, op_id: str | None, op_version: str | None, dag_id: str | None) -> None:
@@ -314,10 +278,6 @@ def _retry_policy(given: int | dict[str, Any] | ChildRetryPolicy | None, dispatc
             code="argument_invalid",
         )
     return ChildRetryPolicy.of(given, "child_retry_policy")
-
-
-def _span(name: str, value: Span | None) -> Duration | None:
-    return None if value is None else Duration.of(value, name)
 
 
 def _awaits(task: Any) -> bool:

@@ -15,7 +15,8 @@ from airflow_childrun.hooks.childrun import ChildRunHook
 from airflow_childrun.hooks.dispatching import ERROR_KEY, RUNNER_TASK_ID, RUNNERS, Runner, keys_of, operation_tag
 from airflow_childrun.hooks.runner import read_conf
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID
-from airflow_childrun.operators.childrun import DEFAULT_RETRIES, fail_task
+from airflow_childrun.operators.childrun import DEFAULT_RETRIES
+from airflow_childrun.operators.deferring import fail_task
 
 RETRY_DELAY = timedelta(seconds=10)
 """Airflow's five minutes would be the time that a lost worker costs."""

@@ -128,6 +128,32 @@ class HostRun:
         ran = self._open(keeper, by_key, listed, known, cut)
         return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), ran, repeated)
 
+    def come_back(self) -> Opened:
+        """Go on with the list of this very try, which left its process in between.
+
+        :raises HostError: code ``stale_attempt``; code ``child_run_missing``, if the store does not know the try
+        """
+        kind, last = self._recognise()
+        if kind != "same":
+            raise HostError(
+                f"{self._label} comes back, but the store does not know it any more: was it purged, or does the connection "
+                "lead to another store? Clear the task to begin anew",
+                code="child_run_missing",
+            )
+        host_id = self._host_id(kind)
+        newest = newest_of(self._house.store, (child_run_id(host_id, entry.key) for entry in last))
+        listed = [_as_it_is(entry, newest.get(child_run_id(host_id, entry.key))) for entry in last]
+        self._begin(kind, [*listed, *self._carried(kind, awaited=True)], newest.values())
+        return Opened(kind, tuple(self._slot(host_id, entry) for entry in listed), 0)
+
+    def awaited(self) -> tuple[Slot, ...]:
+        """Return the slots of other tasks that this try awaited before it came back, as they are now."""
+        slots = [UUID(entry.key) for entry in self._carried("same", awaited=True)]
+        newest = newest_of(self._house.store, slots)
+        return tuple(
+            Slot(str(slot), slot, newest[slot].run_id, newest[slot].generation) for slot in slots if slot in newest
+        )
+
     def attach(self, slot_ids: Sequence[UUID]) -> Opened:
         """Begin the try of a task that only awaits: take what is there, or continue what its own last try saw end badly.
 
@@ -167,6 +193,11 @@ class HostRun:
         keeper = TreeKeeper(self._house, self._host_id("same"), self._root, self._airflow)
         self._commit_openings([keeper.resume(again.row, again)], None)
         return self._newest([again.row.slot_id])[again.row.slot_id]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this try's appends carry."""
+        return self._stream.epoch
 
     def _recognise(self) -> tuple[Kind, list[Listed]]:
         """Find the newest host run and say what this try is to it."""
@@ -333,3 +364,8 @@ class HostRun:
 def _is_as_before(entry: Listed, wanted: Mapping[str, WantedChild]) -> bool:
     """Whether a child that starts afresh is asked for as it was: this try does not name it, or keeps it as it is."""
     return entry.as_is or entry.key not in wanted
+
+
+def _as_it_is(entry: Listed, newest: RunRow | None) -> Listed:
+    """Return an entry for the generation that its slot has now."""
+    return replace(entry, generation=newest.generation if newest else entry.generation, continues=None)

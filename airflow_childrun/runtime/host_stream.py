@@ -93,14 +93,14 @@ class HostStream:
         :raises HostError: codes ``stale_attempt``, ``child_run_busy``
         """
         step = RunStep(
-            self._host_id, self._head, self._epoch, tuple(map(encode_event, events)), moves_of(events), lease=lease
+            self.host_id, self._head, self._epoch, tuple(map(encode_event, events)), moves_of(events), lease=lease
         )
         answer = self._submit(Commit(self._house.entropy.new_id(), (step, *steps), artifacts, tuple(posts)))
         if isinstance(answer, Conflict):
             if answer.reason == "exists":
                 return False
-            raise self._conflict(answer, self._host_id)
-        head = answer.heads[self._host_id]
+            raise self._conflict(answer, self.host_id)
+        head = answer.heads[self.host_id]
         self._head, self._epoch = head.seq, head.epoch
         return True
 
@@ -109,12 +109,12 @@ class HostStream:
 
         One commit under the try's epoch, which it raises: a zombie closes nothing.
         """
-        wanted = set(run_ids) | {row.run_id for row in self._house.store.children_of(self._host_id)}
+        wanted = set(run_ids) | {row.run_id for row in self._house.store.children_of(self.host_id)}
         left = self._closable(wanted)
         posts = tuple(close_posts(self._house, left, reason, grace_us=grace_us))
         head = self._head
         for _ in range(CLOSE_TRIES):
-            step = RunStep(self._host_id, head, self._epoch, lease=TakeLease(None))
+            step = RunStep(self.host_id, head, self._epoch, lease=TakeLease(None))
             answer = self._submit(Commit(self._house.entropy.new_id(), (step,), posts=posts))
             if isinstance(answer, Committed):
                 return True
@@ -163,7 +163,13 @@ class HostStream:
         )
 
     @property
-    def _host_id(self) -> UUID:
+    def epoch(self) -> int:
+        """The epoch of this try."""
+        return self._epoch
+
+    @property
+    def host_id(self) -> UUID:
+        """The host run."""
         return self.row.run_id if self.row is not None else self._coordinates.run_id()
 
     def _submit(self, commit: Commit) -> Committed | Conflict:

@@ -63,12 +63,20 @@ class Mailbox:
         """Whether :meth:`check` would look into the store or raise; cheap, for threads that hold a lock."""
         return not self._closed and (self._is_unread or self._is_over(self._house.now_us()))
 
+    @property
+    def known(self) -> int:
+        """Number of the last entry that the owner knows of."""
+        return self._known
+
+    def due_at(self) -> int | None:
+        """Return when the mailbox is due by itself: a deadline, the end of a grace; None = never."""
+        times = [at for at in (self._deadline_at, self._request.effective_at if self._request else None) if at]
+        return min(times) if times and not self._closed else None
+
     def wait_s(self, most_s: float) -> float:
         """Return how long a wait may last before the mailbox is due by itself."""
-        times = [at for at in (self._deadline_at, self._request.effective_at if self._request else None) if at]
-        if self._closed or not times:
-            return most_s
-        return max(0.0, min(most_s, (min(times) - self._house.now_us()) / 1_000_000))
+        due_at = self.due_at()
+        return most_s if due_at is None else max(0.0, min(most_s, (due_at - self._house.now_us()) / 1_000_000))
 
     def check(self) -> None:
         """Raise if the run is to end now.

@@ -15,10 +15,12 @@ class Slots:
 
     def __init__(self, scheduler: Scheduler, limit: int) -> None:
         self.monitor = scheduler.monitor()
+        self._limit = limit
         self._free = limit
         self._queue: OrderedDict[UUID, Callable[[], None]] = OrderedDict()
         self._returning = 0
         self._closed = False
+        self._frozen = False
 
     def submit(self, run_id: UUID, begin: Callable[[], None]) -> None:
         """Queue a run; ``begin`` is called with a slot taken for it."""
@@ -61,6 +63,22 @@ class Slots:
             self._closed = True
             self._queue.clear()
             self.monitor.notify_all()
+
+    def pause(self, timeout_s: float) -> None:
+        """Wait for news with the monitor held, holding no slot; for ever once everything is frozen."""
+        self.monitor.wait(timeout_s)
+        while self._frozen:
+            self.monitor.wait()
+
+    def freeze(self) -> None:
+        """Let nobody who waits go on, ever: the process is about to leave."""
+        with self.monitor:
+            self._frozen = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody holds a slot, is about to take one, or stands in the queue."""
+        return self._free == self._limit and not self._returning and not self._queue
 
     @property
     def is_closed(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from uuid import UUID
 
 from airflow_childrun.errors import (
@@ -23,13 +23,13 @@ from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import RunJournal
 from airflow_childrun.runtime.lanes import Lanes
 from airflow_childrun.runtime.mail import Mailbox
+from airflow_childrun.runtime.rest import LEAVING_S, Rest, rest_of
 from airflow_childrun.runtime.run_io import Surroundings
-from airflow_childrun.runtime.waiting import LONGEST_LOOK_S, Hold
+from airflow_childrun.runtime.waiting import AT_ONCE, LONGEST_LOOK_S, NEVER, Hold
 from airflow_childrun.store.api import Cap, RunRow
 
 _log = logging.getLogger("airflow_childrun")
 CONFLICT_TRIES = 20
-LATEST_US = 2**63 - 1
 
 
 class Supervisor:
@@ -41,6 +41,7 @@ class Supervisor:
         self._active: dict[UUID, RunJournal | None] = {}
         self._undrivable: dict[UUID, ChildRunError] = {}
         self._mailboxes: dict[UUID, Mailbox] = {}
+        self._holds: dict[UUID, Hold] = {}
         self._carries_mail = False
         self._unwell: set[UUID] = set()
         self._lanes = Lanes(house.slots, house.scheduler, house.limits.poll_s)
@@ -103,14 +104,14 @@ class Supervisor:
         :raises Abandoned: if the process gives up
         """
         wanted = set(run_ids)
-        until, now_us = LATEST_US if until_us is None else until_us, self._house.now_us
+        until, now_us = NEVER if until_us is None else until_us, self._house.now_us
 
         def is_quiet() -> bool:
             if not wanted.isdisjoint(self._unwell) or now_us() >= until:
                 return False
             return until_us is not None or not wanted.isdisjoint(self._active)
 
-        self._drive_while(run_ids, hold, is_quiet, lambda: max(0.0, (until - now_us()) / 1_000_000))
+        self._drive_while(run_ids, hold, is_quiet, lambda: max(0.0, (until - now_us()) / 1_000_000), until)
         with self._monitor:
             self._unwell -= wanted
             return wanted & self._active.keys()
@@ -121,6 +122,7 @@ class Supervisor:
         hold: Hold,
         condition: Callable[[], bool],
         longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S,
+        rest_us: int = NEVER,
     ) -> None:
         for run_id in run_ids:
             self.hand_over(run_id)
@@ -130,7 +132,7 @@ class Supervisor:
             return
         hold.release()
         try:
-            hold.wait_while(condition, longest_s)
+            hold.wait_while(condition, longest_s, rest_us)
         except (CancelInterrupt, DeadlineInterrupt):
             hold.take_again()
             raise
@@ -152,6 +154,37 @@ class Supervisor:
             if before:
                 self._monitor.wait(timeout_s)
             return wanted & self._active.keys()
+
+    def wait_for_news(self, timeout_s: float) -> None:
+        """Wait until anything happens to a run of this process, or the time is over.
+
+        :raises Abandoned: if the process gives up
+        """
+        with self._monitor:
+            self._check_open()
+            self._monitor.wait(timeout_s)
+            self._check_open()
+
+    def park(self, run_ids: Collection[UUID], least_s: float, *, lives_on: bool) -> Rest | None:
+        """Give everything up whose next step is ``least_s`` or more away, leases included; None if there is anything sooner.
+
+        The threads that wait are abandoned where they are, since the process leaves; in one that lives on they unwind.
+
+        :param run_ids: which runs the caller believes to be driven here; None is returned if one of them is not any more
+        :raises Abandoned: if the process gives up meanwhile
+        """
+        with self._monitor:
+            self._check_open()
+            rest = rest_of(self._house.slots, self._active, self._holds, self._mailboxes)
+            if rest is None or not rest.outlasts(run_ids, self._house.now_us() + round(least_s * 1_000_000)):
+                return None
+            if not lives_on:
+                self._house.slots.freeze()
+        if lives_on:
+            self._unwind()
+        else:
+            self._close_session()
+        return rest
 
     def error_of(self, run_id: UUID) -> ChildRunError | None:
         """Return why a run cannot be driven here, or None."""
@@ -183,12 +216,27 @@ class Supervisor:
             if self._active:
                 self._monitor.wait(timeout_s)
 
+    def may_drive(self, row: RunRow) -> bool:
+        """Whether nobody else owns a run, and this process can be sure of its own leases."""
+        keeper = self._house.keeper
+        is_free = row.lease_expires_at is None or keeper.owns(row.lease_session_id)
+        return is_free and keeper.is_safe
+
+    def _unwind(self) -> None:
+        """Give everything up, and wait until the threads have unwound."""
+        self.close()
+        until_s = self._house.scheduler.now_s() + LEAVING_S
+        while not self.is_idle() and self._house.scheduler.now_s() < until_s:
+            self.wait_until_idle(1.0)
+
     def _beginner(self, run_id: UUID) -> Callable[[], None]:
         return lambda: self._house.scheduler.start(f"childrun {run_id}", lambda: self._drive(run_id))
 
     def _drive(self, run_id: UUID) -> None:
         """Drive one run in this thread, whatever happens."""
         hold = Hold(self._house)
+        with self._monitor:
+            self._holds[run_id] = hold
         waits_for_its_turn = False
         try:
             self._drive_until_settled(run_id, hold)
@@ -217,14 +265,18 @@ class Supervisor:
         with self._monitor:
             self._active.pop(run_id, None)
             self._mailboxes.pop(run_id, None)
+            self._holds.pop(run_id, None)
             self._monitor.notify_all()
         self._lanes.leave(run_id)
         self._close_session_if_last()
 
     def _close_session_if_last(self) -> None:
         """End the session once the process has given up and no thread of a run is left."""
-        if not self._house.slots.is_closed or not self.is_idle():
-            return
+        if self._house.slots.is_closed and self.is_idle():
+            self._close_session()
+
+    def _close_session(self) -> None:
+        """End the session: every lease of this process is free."""
         try:
             self._house.keeper.close()
         except StorageError as error:
@@ -319,10 +371,12 @@ class Supervisor:
     def _watch(self, run_id: UUID, hold: Hold, until_us: int | None) -> RunRow:
         """Wait for a run that this process or another one drives, or until the time is over."""
         now_s, now_us = self._house.scheduler.now_s, self._house.now_us
-        until = LATEST_US if until_us is None else until_us
+        until = NEVER if until_us is None else until_us
         while True:
             hold.wait_while(
-                lambda: run_id in self._active and now_us() < until, lambda: max(0.0, (until - now_us()) / 1_000_000)
+                lambda: run_id in self._active and now_us() < until,
+                lambda: max(0.0, (until - now_us()) / 1_000_000),
+                until,
             )
             with self._monitor:
                 self._check_open()
@@ -332,17 +386,11 @@ class Supervisor:
                 return row
             if error is not None:
                 raise error
-            if self._may_drive(row):
+            if self.may_drive(row):
                 self.hand_over(run_id)
             else:
                 look_at = now_s() + min(self._house.limits.poll_s, (until - now_us()) / 1_000_000)
-                hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s())  # noqa: B023
-
-    def _may_drive(self, row: RunRow) -> bool:
-        """Whether nobody else owns a run, and this process can be sure of its own leases."""
-        keeper = self._house.keeper
-        is_free = row.lease_expires_at is None or keeper.owns(row.lease_session_id)
-        return is_free and keeper.is_safe
+                hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s(), AT_ONCE)  # noqa: B023
 
     def _find(self, run_id: UUID) -> RunRow:
         row = self._house.find_run(run_id)

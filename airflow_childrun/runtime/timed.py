@@ -115,18 +115,19 @@ class TimedAttempts:
         if until_us <= self._house.now_us():
             return None
         pen = AttemptPen(journal, self._house.scheduler.monitor())
-        lent = hold.lend()
+        lent = hold.lend(until_us)
         handler = Handler(self._monitor, lambda: work(pen, lent))
         self._house.scheduler.start(f"childrun {self._run_id} handler", handler.run)
         with self._monitor:
             while not handler.has_ended and (left_us := until_us - self._house.now_us()) > 0:
-                self._monitor.wait(min(left_us / 1_000_000, LONGEST_LOOK_S))
+                self._house.slots.pause(min(left_us / 1_000_000, LONGEST_LOOK_S))
         hold.regain(lent)
         if not handler.has_ended:
             pen.take_away()
         if handler.has_ended:
             return handler.result()
         self._left.append(handler)
+        hold.has_left = self._are_at_work
         return None
 
     def wait_for_left(self, hold: Hold) -> None:

@@ -11,6 +11,10 @@ from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.journal import Pen
 from airflow_childrun.runtime.mail import Mailbox
 
+NEVER = 2**63 - 1
+"""The end of a wait that others end."""
+AT_ONCE = 0
+"""The end of a wait that is over in a moment, or in which the thread looks itself."""
 LONGEST_LOOK_S = 60.0
 """How long to wait without looking at the clock: it may be set, and threads cannot wait for ever."""
 
@@ -24,17 +28,40 @@ class Hold:
         self._held = held
         self._is_dead = False
         self.mailbox: Mailbox | None = None
+        self._resting: tuple[Callable[[], bool], int] | None = None
+        self._lent: tuple[Hold, int] | None = None
+        self.has_left: Callable[[], bool] = lambda: False
+        """Whether handlers that were abandoned are still at work."""
 
-    def lend(self) -> Hold:
-        """Return a hold on the same slot for a handler that may be abandoned; see :meth:`regain`."""
+    def rest_us(self) -> int | None:
+        """Return until when the run's thread waits, NEVER if until others do something; None if it is at work.
+
+        To be asked with the slots' monitor held: the thread does nothing before that is let go.
+        """
+        if self.has_left():
+            return None
+        if self._lent is not None:
+            lent, until_us = self._lent
+            rest_us = lent.rest_us()
+            return None if rest_us is None else min(rest_us, until_us)
+        if self._resting is None:
+            return None
+        condition, rest_us = self._resting
+        # What it waited for may have come a moment ago: then it is about to go on.
+        return rest_us if condition() else None
+
+    def lend(self, until_us: int) -> Hold:
+        """Return a hold on the same slot for a handler that is abandoned at a time of the store's; see :meth:`regain`."""
         lent = Hold(self._house, held=self._held)
         lent.mailbox = self.mailbox
+        self._lent = lent, until_us
         return lent
 
     def regain(self, lent: Hold) -> None:
         """Take the slot back as it is, held or not; who waits with the lent hold, or tries to, is told that it is over."""
         with self._slots.monitor:
             lent._is_dead = True
+            self._lent = None
             self._held = lent._held
             self._slots.monitor.notify_all()
 
@@ -70,23 +97,29 @@ class Hold:
         if self._house.now_us() >= until_us:
             return
         self.release()
-        self.wait_while(lambda: until_us > self._house.now_us(), lambda: (until_us - self._house.now_us()) / 1_000_000)
+        self.wait_while(
+            lambda: until_us > self._house.now_us(), lambda: (until_us - self._house.now_us()) / 1_000_000, until_us
+        )
         self.take_again()
 
     def wait_while(
-        self, condition: Callable[[], bool], longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S
+        self,
+        condition: Callable[[], bool],
+        longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S,
+        rest_us: int = NEVER,
     ) -> None:
         """Wait, holding no slot, while a condition holds; the mailbox is looked into as soon as there is cause.
 
         :param condition: asked with the monitor held
+        :param rest_us: when the wait ends by itself
         :raises Abandoned: if the process gives up
         :raises CancelInterrupt: if the run is asked to end meanwhile
         """
-        while self._wait_once(condition, longest_s):
+        while self._wait_once(condition, longest_s, rest_us):
             if self.mailbox is not None:
                 self.mailbox.check()
 
-    def _wait_once(self, condition: Callable[[], bool], longest_s: Callable[[], float]) -> bool:
+    def _wait_once(self, condition: Callable[[], bool], longest_s: Callable[[], float], rest_us: int) -> bool:
         """Wait until the condition is over (False) or the mailbox is due (True)."""
         with self._slots.monitor:
             while condition():
@@ -97,7 +130,9 @@ class Hold:
                 if self.mailbox is not None and self.mailbox.is_due():
                     return True
                 most_s = min(longest_s(), LONGEST_LOOK_S)
-                self._slots.monitor.wait(most_s if self.mailbox is None else self.mailbox.wait_s(most_s))
+                self._resting = condition, rest_us
+                self._slots.pause(most_s if self.mailbox is None else self.mailbox.wait_s(most_s))
+                self._resting = None
             return False
 
 

@@ -103,8 +103,6 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setattr(driving, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(driving, "LONGEST_PAUSE_S", 0.02)
-    monkeypatch.setattr(driving, "FIRST_PAUSE_S", 0.01)
     lab = HostLab()
 
     def work(stage: Stage) -> Any:

@@ -10,9 +10,9 @@ from airflow_childrun.authoring.operation import operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.clock import SystemClock
 from airflow_childrun.errors import HostError
+from airflow_childrun.hooks.deferral import AwaitPolicy
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
-from airflow_childrun.model.config import Duration
 from airflow_childrun.model.manifest import build_manifest
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House
@@ -41,7 +41,7 @@ def test_an_await_timeout_ends_the_wait_and_no_child() -> None:
     tasks = [Driving(house(), TaskObserver(store)) for _ in range(2)]
     for task in tasks:
         with pytest.raises(HostError) as raised:
-            task.drive([store.get_runs([run_id])[run_id]], Duration.of(0.3, "await_timeout"))
+            task.drive([store.get_runs([run_id])[run_id]], AwaitPolicy(give_up_at=SystemClock().now_us() + 300_000))
         assert (raised.value.code, raised.value.retryable) == ("await_timed_out", True)
     for task in tasks:
         task.close()

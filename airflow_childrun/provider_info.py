@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.hooks.childrun"]}],
+        "triggers": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.triggers.childrun"]}],
         "hook-class-names": ["airflow_childrun.hooks.childrun.ChildRunHook"],
         "connection-types": [_connection_type()],
         "task-decorators": [{"name": "durable", "class-name": "airflow_childrun.decorators.durable.durable_task"}],

@@ -156,10 +156,7 @@ class Supervisor:
             return wanted & self._active.keys()
 
     def wait_for_news(self, timeout_s: float) -> None:
-        """Wait until anything happens to a run of this process, or the time is over.
-
-        :raises Abandoned: if the process gives up
-        """
+        """Wait until anything happens to a run of this process, or the time is over, or, by Abandoned, the process gives up."""
         with self._monitor:
             self._check_open()
             self._monitor.wait(timeout_s)
@@ -171,7 +168,6 @@ class Supervisor:
         The threads that wait are abandoned where they are, since the process leaves; in one that lives on they unwind.
 
         :param run_ids: which runs the caller believes to be driven here; None is returned if one of them is not any more
-        :raises Abandoned: if the process gives up meanwhile
         """
         with self._monitor:
             self._check_open()
@@ -223,7 +219,7 @@ class Supervisor:
         return is_free and keeper.is_safe
 
     def _unwind(self) -> None:
-        """Give everything up, and wait until the threads have unwound."""
+        """Give everything up, and wait until the threads have ended."""
         self.close()
         until_s = self._house.scheduler.now_s() + LEAVING_S
         while not self.is_idle() and self._house.scheduler.now_s() < until_s:

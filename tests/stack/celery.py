@@ -181,7 +181,8 @@ class Killer:
     def __call__(self, call: Call) -> None:
         """Take a call in, before it is answered."""
         time.sleep(CALL_S)
-        if self.killed_after:
+        # A child in its first call would leave nothing to take over.
+        if self.killed_after or call.key.endswith("/0"):
             return
         done = sum(key.endswith(self._last_call) for key in self._stand.witness.counts())
         if done >= self._after and call.pid in (pids := processes_of_sessions(self._session)):

@@ -54,7 +54,7 @@ with DAG("stand_dispatched_apart", schedule=None, render_template_as_native_obj=
         wait_for_completion=False,
         **ELSEWHERE,
     )
-    AwaitChildRunOperator(task_id="await", child_runs=spawned.output)
+    AwaitChildRunOperator(task_id="await", child_runs=spawned.output, deferrable=True)
 
 # The same work done as Airflow does it: a DAG run per item, awaited by a mapped operator.
 with DAG("stand_peer_item", schedule=None, max_active_runs=50) as peer:

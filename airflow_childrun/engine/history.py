@@ -15,6 +15,7 @@ from airflow_childrun.model.events import (
     CHILD_RUNS_DISPATCHED,
     FACT_FAILED,
     FACT_RECORDED,
+    HOST_RETURNED,
     HOST_TRY,
     INBOX_CONSUMED,
     WAIT_OPENED,
@@ -224,7 +225,7 @@ class RunHistory:
     def _on_domain(self, event: DomainEvent) -> None:
         try:
             self._take_domain(event)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError):
             raise self._refuse(f"{event.name}_malformed", f"{event.name} has another shape than the engine's") from None
 
     def _take_domain(self, event: DomainEvent) -> None:
@@ -246,6 +247,8 @@ class RunHistory:
             self.end_request = payload
         elif name == HOST_TRY:
             self.host_tries.append(payload)
+        elif name == HOST_RETURNED:
+            self.host_tries[-1] = {**self.host_tries[-1], "returned": True}
         elif name == CHILD_RUNS_DISPATCHED:
             self.dispatched += payload["batches"]
 

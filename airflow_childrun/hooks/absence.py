@@ -9,8 +9,11 @@ from uuid import UUID
 from airflow_childrun.clock import SystemEntropy
 from airflow_childrun.engine.inbox import CLOSE, request_body
 from airflow_childrun.hooks.results import check_ends, check_size, results_of
+from airflow_childrun.model.events import HOST_RETURNED, DomainEvent
 from airflow_childrun.runtime.closing import closable_children
 from airflow_childrun.store.api import Commit, Committed, InboxPost, RunStep, Store, TakeLease
+from airflow_childrun.store.codec import encode_event
+from airflow_childrun.store.projection import moves_of
 
 
 def close_absent(store: Store, closing: Mapping[str, Any], reason: str) -> bool:
@@ -32,6 +35,20 @@ def close_absent(store: Store, closing: Mapping[str, Any], reason: str) -> bool:
     posts = tuple(InboxPost(row.run_id, entropy.new_id(), CLOSE, body) for row in closable)
     step = RunStep(host_id, host.head.seq, host.head.epoch, lease=TakeLease(None))
     (answer,) = store.commit([Commit(entropy.new_id(), (step,), posts=posts)])
+    return isinstance(answer, Committed)
+
+
+def note_return(store: Store, closing: Mapping[str, Any]) -> bool:
+    """Record that the try of a task that is away returns to Airflow; False if another one has begun.
+
+    :raises StorageError: if the store cannot be reached or used
+    """
+    host = store.find_run(UUID(closing["host_run_id"]))
+    if host is None or host.head.epoch != closing["epoch"]:
+        return False
+    event = DomainEvent(name=HOST_RETURNED, payload={})
+    step = RunStep(host.run_id, host.head.seq, host.head.epoch, (encode_event(event),), moves_of([event]))
+    (answer,) = store.commit([Commit(SystemEntropy().new_id(), (step,))])
     return isinstance(answer, Committed)
 
 

@@ -112,8 +112,11 @@ class ChildRunHook(RunReader, BaseHook):
             check_reachable(order.operation, runner, place.dag_file)
             rows = task.spawn(wanted_children(order, policy), clear, on_plan_change, runner)
             if isinstance(order.operation, DagChild):
-                return self._started(task, rows)
-            return rows if runner == dispatch else task.drive(rows)
+                rows = self._started(task, rows)
+            elif runner != dispatch:
+                rows = task.drive(rows)
+            task.note_return()
+            return rows
 
         rows = self._carry_out(task, work, is_last_try=place.is_last_try)
         dag_id = None if runner is None else runner.runner_dag_id
@@ -300,6 +303,7 @@ class ChildRunHook(RunReader, BaseHook):
             bad = [row for row in ended if row.status != "Completed"]
             check_ends(found, {str(row.run_id): task.name_of(row) for row in bad[:SHOWN]})
         check_size(found, read_settings().xcom_max_bytes)
+        task.note_return()
         return found
 
     def _carry_out(self, task: HostTask, work: Any, *, is_last_try: bool) -> Any:

@@ -116,6 +116,13 @@ class HostTask(Driving):
             self._dispatch(rows, None)
         return rows
 
+    def note_return(self) -> None:
+        """Record that this try returns to Airflow.
+
+        :raises HostError: code ``stale_attempt``
+        """
+        self._host.note_return()
+
     def _dispatch(self, rows: Sequence[RunRow], cut: Cutter | None) -> None:
         """Have every child that has not ended driven by the DAG run which was recorded for it, or is now."""
         left = [row for row in rows if not row.is_terminal]

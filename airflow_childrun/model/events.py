@@ -199,6 +199,7 @@ CHILD_RUN_COMPLETED = "child_run_completed"
 WAIT_OPENED = "wait_opened"
 INBOX_CONSUMED = "inbox_consumed"
 HOST_TRY = "host_try"
+HOST_RETURNED = "host_returned"
 CHILD_RUNS_DISPATCHED = "child_runs_dispatched"
 
 ENGINE_NAMES = frozenset(
@@ -210,6 +211,7 @@ ENGINE_NAMES = frozenset(
         WAIT_OPENED,
         INBOX_CONSUMED,
         HOST_TRY,
+        HOST_RETURNED,
         CHILD_RUNS_DISPATCHED,
     }
 )

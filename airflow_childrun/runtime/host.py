@@ -10,7 +10,7 @@ from uuid import UUID
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.errors import HostError
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import HOST_TRY, DomainEvent
+from airflow_childrun.model.events import HOST_RETURNED, HOST_TRY, DomainEvent
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.closing import withdraw_posts
 from airflow_childrun.runtime.dispatch import Batch, Cut, Cutter, batches_of, dispatched_event, successors
@@ -26,6 +26,7 @@ from airflow_childrun.runtime.host_try import (
     OnClear,
     TryFacts,
     action_of,
+    has_returned,
     kind_of,
     listed_of,
     plan_keys,
@@ -115,7 +116,8 @@ class HostRun:
         newest = self._newest(child_run_id(host_id, key) for key in keys)
         known = known_of(self._house.store, host_id, wanted, newest)
         known |= self._known_only_before(host_id, last, known, newest)
-        listed = plan_keys(kind, last, [child.key for child in wanted], known, on_clear)
+        keys = [child.key for child in wanted]
+        listed = plan_keys(kind, last, keys, known, on_clear, returned=has_returned(self._last_try(kind)))
         listed = self._follow_plan_change(listed, known, on_plan_change, kind)
         by_key = {child.key: child for child in wanted}
         for entry in listed:
@@ -198,6 +200,14 @@ class HostRun:
     def epoch(self) -> int:
         """The epoch that this try's appends carry."""
         return self._stream.epoch
+
+    def note_return(self) -> None:
+        """Record that this try has all that it is about to return: a clear of it, then, clears a green task.
+
+        :raises HostError: code ``stale_attempt``
+        """
+        if self._has_begun:
+            self._stream.append([DomainEvent(name=HOST_RETURNED, payload={})])
 
     def _recognise(self) -> tuple[Kind, list[Listed]]:
         """Find the newest host run and say what this try is to it."""

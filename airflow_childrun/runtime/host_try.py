@@ -171,23 +171,31 @@ def listed_of(last: Mapping[str, Any] | None, *, awaited: bool = False) -> list[
     return [entry for entry in entries if entry.awaited == awaited]
 
 
+def has_returned(last: Mapping[str, Any] | None) -> bool:
+    """Whether a recorded try came to its end and returned to Airflow: a task whose children completed may fail all the same."""
+    return last is not None and bool(last.get("returned"))
+
+
 def plan_keys(
     kind: Kind,
     last: Sequence[Listed],
     keys: Sequence[str],
     known: Mapping[str, Known],
     on_clear: OnClear,
+    *,
+    returned: bool,
 ) -> list[Listed]:
     """Return the list of this try: in the order of ``keys``; of a retry, the list of the try before it.
 
     :param keys: what this try asks for
     :param known: by key, the newest generation of each slot that has one
+    :param returned: whether the last try returned: only then was the task green
     :raises HostError: codes ``host_list_changed``, ``child_run_conflict``: a retry must ask for what it asked before
     """
     if kind in ("first", "recreated"):
         return [Listed(key, known[key].row.generation if key in known else 1) for key in keys]
     if kind == "clear":
-        return _plan_clear(last, keys, known, on_clear)
+        return _plan_clear(last, keys, known, on_clear, returned=returned)
     return _plan_retry(kind, last, keys, known)
 
 
@@ -235,11 +243,11 @@ def _retried(entry: Listed, known: Mapping[str, Known], *, again: bool) -> Liste
 
 
 def _plan_clear(
-    last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known], on_clear: OnClear
+    last: Sequence[Listed], keys: Sequence[str], known: Mapping[str, Known], on_clear: OnClear, *, returned: bool
 ) -> list[Listed]:
     wanted = {*keys, *(entry.key for entry in last)}
     pending = {entry.key for entry in last if _starts_afresh(entry, known)}
-    was_green = bool(last) and not pending and all(known[key].is_done for key in wanted if key in known)
+    was_green = returned and bool(last) and not pending and all(known[key].is_done for key in wanted if key in known)
     if on_clear == "respawn" or (on_clear == "auto" and was_green):
         pending = wanted
     return [_cleared(key, known.get(key), on_clear, fresh=key in pending) for key in keys]

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from airflow_childrun._airflow import BaseTrigger, TaskSuccessEvent, TriggerEvent, channel_is_shared
 from airflow_childrun.errors import ChildRunError
-from airflow_childrun.hooks.absence import close_absent, ending_of
+from airflow_childrun.hooks.absence import close_absent, ending_of, note_return
 from airflow_childrun.hooks.deferral import Parked
 from airflow_childrun.hooks.settings import read_settings
 from airflow_childrun.triggers.poller import Poller, Pollers
@@ -95,10 +95,13 @@ class ChildRunTrigger(BaseTrigger):
         ending = self.kwargs["ending"]
         if ending is None:
             return None
-        conn_id, limit = self.kwargs["childrun_conn_id"], read_settings().xcom_max_bytes
+        closing, conn_id = self.kwargs["closing"], self.kwargs["childrun_conn_id"]
+        limit = read_settings().xcom_max_bytes
         try:
             reader = StoreReader(conn_id)
             found = await reader.with_store(lambda store: ending_of(store, dict(ending), conn_id, limit))
+            if closing is not None and not await reader.with_store(lambda store: note_return(store, dict(closing))):
+                return None
         except ChildRunError as error:
             self.log.info("a worker has to end this task: %s", error)
             return None

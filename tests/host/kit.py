@@ -99,6 +99,7 @@ class Try:
         keys = [self.host.key_of(row) for row in rows]
         ended = self.host.drive(rows)
         found = results_of(self.host.store, ended, keys, "childrun_default", "values")
+        self.host.note_return()
         self.host.close()
         return found
 

@@ -176,14 +176,14 @@ A, B, C = Listed("a", 1), Listed("b", 1), Listed("c", 1)
 
 
 def test_a_first_try_lists_what_it_is_given() -> None:
-    assert plan_keys("first", [], ["b", "a"], {}, "auto") == [B, A]
+    assert plan_keys("first", [], ["b", "a"], {}, "auto", returned=True) == [B, A]
 
 
 def test_a_retry_reuses_awaits_continues_and_spawns() -> None:
     """Finished reused, running awaited, failed and cancelled continued, unspawned spawned."""
     slots = there(a="Completed", b="Running", c="Failed", d="Cancelled", e="Pending")
     last = [Listed(key, 1) for key in "abcdef"]
-    listed = plan_keys("retry", last, list("abcdef"), slots, "auto")
+    listed = plan_keys("retry", last, list("abcdef"), slots, "auto", returned=True)
     assert plain(listed) == [
         ("a", 1, False),
         ("b", 1, False),
@@ -198,7 +198,7 @@ def test_a_retry_reuses_awaits_continues_and_spawns() -> None:
 
 def test_the_same_try_continues_nothing() -> None:
     """A return from a deferral takes what is there."""
-    listed = plan_keys("same", [A], ["a"], there(a="Failed"), "auto")
+    listed = plan_keys("same", [A], ["a"], there(a="Failed"), "auto", returned=True)
     assert plain(listed) == [("a", 1, False)]
 
 
@@ -206,40 +206,40 @@ def test_a_retry_names_strangers_and_what_was_lost() -> None:
     with pytest.raises(
         HostError, match=r"2 elements are not in it: x \(element 1\), y \(element 2\)\. Make the source"
     ) as strangers:
-        plan_keys("retry", [A], ["a", "x", "y"], {}, "auto")
+        plan_keys("retry", [A], ["a", "x", "y"], {}, "auto", returned=True)
     assert strangers.value.code == "host_list_changed"
     with pytest.raises(HostError, match=r"one element is gone from it before being spawned: b \(element 1\)") as lost:
-        plan_keys("retry", [A, B], ["a"], there(a="Completed"), "auto")
+        plan_keys("retry", [A, B], ["a"], there(a="Completed"), "auto", returned=True)
     assert lost.value.code == "host_list_changed"
 
 
 def test_a_retry_keeps_what_was_spawned_though_its_element_is_gone() -> None:
-    listed = plan_keys("retry", [A, B], ["a"], there(a="Completed", b="Failed"), "auto")
+    listed = plan_keys("retry", [A, B], ["a"], there(a="Completed", b="Failed"), "auto", returned=True)
     assert plain(listed) == [("a", 1, False), ("b", 2, True)]
 
 
 def test_a_retry_of_an_empty_list_takes_no_elements() -> None:
-    assert plan_keys("retry", [], [], {}, "auto") == []
+    assert plan_keys("retry", [], [], {}, "auto", returned=True) == []
     with pytest.raises(HostError, match="one element is not in it: a"):
-        plan_keys("retry", [], ["a"], {}, "auto")
+        plan_keys("retry", [], ["a"], {}, "auto", returned=True)
 
 
 def test_a_second_list_in_one_try_is_told_what_to_do() -> None:
     with pytest.raises(HostError, match="hand all of them over in one call"):
-        plan_keys("same", [A], ["b"], {}, "auto")
+        plan_keys("same", [A], ["b"], {}, "auto", returned=True)
 
 
 def test_a_retry_that_asks_for_something_else_is_a_conflict_naming_what() -> None:
     slots = {"a": known("a", "Failed", differs="input at $.amount"), "b": known("b")}
     with pytest.raises(HostError, match=r"one child: a \(input at \$\.amount\)") as raised:
-        plan_keys("retry", [A, B], ["a", "b"], slots, "auto")
+        plan_keys("retry", [A, B], ["a", "b"], slots, "auto", returned=True)
     assert raised.value.code == "child_run_conflict"
     assert raised.value.info.details == {"keys": ["a"]}
 
 
 @pytest.mark.parametrize("on_clear", ["auto", "resume_failed", "reuse", "respawn"])
 def test_a_clear_spawns_what_is_new(on_clear: OnClear) -> None:
-    listed = plan_keys("clear", [A], ["b", "c"], {}, on_clear)
+    listed = plan_keys("clear", [A], ["b", "c"], {}, on_clear, returned=True)
     assert plain(listed) == [("b", 1, False), ("c", 1, False)]
 
 
@@ -263,58 +263,67 @@ def test_a_clear_follows_on_clear(
     on_clear: OnClear, slots: dict[str, Known], expected: list[tuple[str, int, bool]]
 ) -> None:
     last = [Listed(key, 1) for key in slots]
-    assert plain(plan_keys("clear", last, list(slots), slots, on_clear)) == expected
+    assert plain(plan_keys("clear", last, list(slots), slots, on_clear, returned=True)) == expected
 
 
 def test_clearing_a_green_task_runs_all_again_in_whatever_order_and_length() -> None:
     """A reordered, shortened or extended list is still that of a green task."""
     for keys in (["b", "a"], ["a"], ["a", "b", "c"]):
-        listed = plan_keys("clear", [A, B], keys, GREEN, "auto")
+        listed = plan_keys("clear", [A, B], keys, GREEN, "auto", returned=True)
         assert {entry.key: entry.generation for entry in listed} == {key: 1 if key == "c" else 2 for key in keys}
         assert [entry.key for entry in listed] == keys
 
 
+def test_clearing_a_task_that_failed_after_its_children_repeats_nothing() -> None:
+    """Its results were too large, say: no child is to blame, and every call that they made is known."""
+    listed = plan_keys("clear", [A, B], ["a", "b"], GREEN, "auto", returned=False)
+    assert plain(listed) == [("a", 1, False), ("b", 1, False)]
+
+
 def test_clearing_a_red_task_repeats_nothing_that_completed_though_the_failed_element_is_gone() -> None:
     slots = there(a="Completed", b="Failed")
-    assert plain(plan_keys("clear", [A, B], ["a"], slots, "auto")) == [("a", 1, False)]
+    assert plain(plan_keys("clear", [A, B], ["a"], slots, "auto", returned=True)) == [("a", 1, False)]
 
 
 def test_a_clear_starts_changed_requests_afresh_unless_they_are_to_be_reused() -> None:
     slots = {"a": known("a", "Failed", differs="input"), "b": known("b", "Failed")}
     for on_clear in ("auto", "resume_failed"):
-        listed = plan_keys("clear", [A, B], ["a", "b"], slots, on_clear)
+        listed = plan_keys("clear", [A, B], ["a", "b"], slots, on_clear, returned=True)
         assert plain(listed) == [("a", 2, False), ("b", 2, True)]
-    reused = plan_keys("clear", [A, B], ["a", "b"], slots, "reuse")
+    reused = plan_keys("clear", [A, B], ["a", "b"], slots, "reuse", returned=True)
     assert reused == [Listed("a", 1, as_is=True), B]
     # What a clear took as it was, its retries take too.
-    assert plan_keys("retry", reused, ["a", "b"], slots, "auto")[0].as_is
+    assert plan_keys("retry", reused, ["a", "b"], slots, "auto", returned=True)[0].as_is
 
 
 def test_a_clear_continues_what_an_earlier_clear_had_dropped() -> None:
     """After a clear with an empty list, the next clear finds the children of the first list."""
     slots = {"a": known("a", "Cancelled"), "b": known("b")}
-    assert plain(plan_keys("clear", [], ["a", "b"], slots, "auto")) == [("a", 2, True), ("b", 1, False)]
+    assert plain(plan_keys("clear", [], ["a", "b"], slots, "auto", returned=True)) == [("a", 2, True), ("b", 1, False)]
 
 
 def test_a_clear_keeps_the_promise_of_one_that_was_killed() -> None:
     """A clear had listed both afresh and died before the second: clearing again does not take the old result."""
     slots = {"a": known("a", generation=2), "b": known("b")}
     last = [Listed("a", 2), Listed("b", 2)]
-    assert plain(plan_keys("clear", last, ["a", "b"], slots, "auto")) == [("a", 2, False), ("b", 2, False)]
+    assert plain(plan_keys("clear", last, ["a", "b"], slots, "auto", returned=True)) == [
+        ("a", 2, False),
+        ("b", 2, False),
+    ]
 
 
 def test_a_retry_of_a_killed_clear_starts_afresh_what_the_clear_had_listed() -> None:
     """Also with the changed request because of which it starts afresh."""
     slots = {"a": known("a", differs="input"), "b": known("b", "Failed")}
     last = [Listed("a", 2), Listed("b", 2, slots["b"].row.run_id)]
-    listed = plan_keys("retry", last, ["a", "b"], slots, "auto")
+    listed = plan_keys("retry", last, ["a", "b"], slots, "auto", returned=True)
     assert listed == last
     assert [action_of(entry, slots) for entry in listed] == ["respawn", "continue"]
 
 
 def test_a_retry_of_a_killed_clear_cannot_start_afresh_what_it_is_not_given() -> None:
     with pytest.raises(HostError, match="gone from it before being spawned: a"):
-        plan_keys("retry", [Listed("a", 2)], [], {"a": known("a")}, "auto")
+        plan_keys("retry", [Listed("a", 2)], [], {"a": known("a")}, "auto", returned=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- properties
@@ -331,7 +340,7 @@ lists = st.lists(st.sampled_from(KEYS), unique=True)
 @given(slots_of, lists)
 def test_a_retry_never_opens_a_generation_over_a_completed_child(slots: dict[str, Known], keys: list[str]) -> None:
     last = [Listed(key, slots[key].row.generation if key in slots else 1) for key in keys]
-    for entry in plan_keys("retry", last, keys, slots, "auto"):
+    for entry in plan_keys("retry", last, keys, slots, "auto", returned=True):
         child = slots.get(entry.key)
         if child is not None and child.is_done:
             assert action_of(entry, slots) == "take"
@@ -343,13 +352,13 @@ def test_a_killed_try_is_completed_by_the_next_with_the_same_list(
     slots: dict[str, Known], keys: list[str], on_clear: OnClear
 ) -> None:
     """However many of a clear's children were made before it died, the retry opens the others, and these alone."""
-    cleared = plan_keys("clear", [Listed(key, 1) for key in slots], keys, slots, on_clear)
+    cleared = plan_keys("clear", [Listed(key, 1) for key in slots], keys, slots, on_clear, returned=True)
     for made in range(len(cleared) + 1):
         now = dict(slots)
         for entry in cleared[:made]:
             if action_of(entry, slots) != "take":
                 now[entry.key] = known(entry.key, "Pending", entry.generation)
-        retried = plan_keys("retry", cleared, keys, now, "auto")
+        retried = plan_keys("retry", cleared, keys, now, "auto", returned=True)
         assert [entry.key for entry in retried] == keys
         for before, after in zip(cleared, retried, strict=True):
             taken_unwell = action_of(before, slots) == "take" and slots[before.key].is_unwell
@@ -361,7 +370,7 @@ def test_a_clear_lists_each_key_once_and_opens_one_generation_at_most(
     slots: dict[str, Known], keys: list[str], on_clear: OnClear
 ) -> None:
     last = [Listed(key, child.row.generation) for key, child in slots.items()]
-    listed = plan_keys("clear", last, keys, slots, on_clear)
+    listed = plan_keys("clear", last, keys, slots, on_clear, returned=True)
     assert [entry.key for entry in listed] == keys
     for entry in listed:
         newest = slots[entry.key].row.generation if entry.key in slots else 0
@@ -374,7 +383,7 @@ def test_a_clear_lists_each_key_once_and_opens_one_generation_at_most(
 
 @given(slots_of, lists, on_clears)
 def test_a_list_survives_being_written_down(slots: dict[str, Known], keys: list[str], on_clear: OnClear) -> None:
-    listed = plan_keys("clear", [], keys, slots, on_clear)
+    listed = plan_keys("clear", [], keys, slots, on_clear, returned=True)
     awaited = [replace(entry, awaited=True) for entry in listed]
     event = {"keys": [entry.to_json() for entry in [*listed, *awaited]]}
     assert listed_of(event) == listed

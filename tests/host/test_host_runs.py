@@ -83,7 +83,7 @@ def test_the_host_run_is_what_the_architecture_says(lab: HostLab) -> None:
         0,
         False,
     )
-    assert lab.names(row.run_id) == ["RunStarted", "host_try", *[FACT_RECORDED, CHILD_RUN_SPAWNED] * 2]
+    assert lab.names(row.run_id) == ["RunStarted", "host_try", *[FACT_RECORDED, CHILD_RUN_SPAWNED] * 2, "host_returned"]
     (recorded,) = lab.tries(TASK)
     assert recorded == {
         **TASK.facts.to_json(),
@@ -247,6 +247,20 @@ def test_clearing_a_green_task_runs_all_again_afresh(lab: HostLab) -> None:
     assert outputs(cleared) == [2, 4]
     assert [result["generation"] for result in cleared] == [2, 2]
     assert asked(lab) == [1, 1, 2, 2]
+    whole(lab)
+
+
+def test_clearing_a_task_that_failed_after_its_children_repeats_none_of_them(lab: HostLab) -> None:
+    """Its results were too large for Airflow, say: only a task whose try has returned was green."""
+    put_double(lab)
+    wanted = lab.wanted("double", [1, 2])
+    red = lab.begin(TASK)
+    red.host.drive(red.spawn(wanted))
+    red.host.close()
+    assert outputs(lab.begin(TASK.clear()).run(wanted)) == [2, 4]
+    assert asked(lab) == [1, 2]
+    assert outputs(lab.begin(TASK.clear().clear()).run(wanted)) == [2, 4]
+    assert asked(lab) == [1, 1, 2, 2], "that clear returned, so the next one cleared a green task"
     whole(lab)
 
 

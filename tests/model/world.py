@@ -157,6 +157,7 @@ class World:
                 for slot in opened.slots:
                     engine.supervisor.wait(slot.run_id)
                 _settle(engine)
+                host.note_return()
             finally:
                 # Also where the spawn was refused: it may have opened a session.
                 if not machine.process.dead:

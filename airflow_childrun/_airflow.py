@@ -176,8 +176,8 @@ def count_active_dag_runs(dag_id: str, run_ids: Sequence[str]) -> int:
 
     :raises HostError: code ``airflow_unavailable``
     """
-    states = ["queued", "running"]
-    return int(_ask_supervisor("GetDRCount", dag_id=dag_id, run_ids=list(run_ids), states=states).count)
+    answer = _ask_supervisor("GetDRCount", dag_id=dag_id, run_ids=list(run_ids), states=list(OPEN_DAG_RUN_STATES))
+    return int(answer.count)
 
 
 def dag_run_conf(dag_id: str, run_id: str) -> Mapping[str, Any]:
@@ -330,16 +330,8 @@ def look_at_task(dag_id: str, dag_run_id: str, task_id: str, map_index: int) -> 
         run = session.query(DagRun).filter(DagRun.dag_id == dag_id, DagRun.run_id == dag_run_id).one_or_none()
         if run is None or str(run.state) not in OPEN_DAG_RUN_STATES:
             return False, "removed"
-        found = (
-            session.query(TaskInstance)
-            .filter(
-                TaskInstance.dag_id == dag_id,
-                TaskInstance.run_id == dag_run_id,
-                TaskInstance.task_id == task_id,
-                TaskInstance.map_index == map_index,
-            )
-            .one_or_none()
-        )
+        where = {"dag_id": dag_id, "run_id": dag_run_id, "task_id": task_id, "map_index": map_index}
+        found = session.query(TaskInstance).filter_by(**where).one_or_none()
         if found is None:
             return True, "removed"
         return True, None if found.state is None else str(found.state)

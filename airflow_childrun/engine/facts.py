@@ -219,7 +219,9 @@ class FactIndex:
 
     def _newest(self, key: str) -> Fact | None:
         facts = self._under(key) if self.earlier else self._by_key.get(key, ())
-        return next((fact for fact in reversed(facts) if self._until is None or fact.at <= self._until), None)
+        if self._until is None:
+            return facts[-1] if facts else None
+        return next((fact for fact in reversed(facts) if fact.at <= self._until), None)
 
     def _is_forgotten(self, fact: Fact) -> bool:
         if fact.error is not None:

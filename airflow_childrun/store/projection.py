@@ -56,6 +56,9 @@ class _Draft:
         # Whatever follows a wait says that it is over.
         self.wake_at = 0
         match event:
+            case DomainEvent():  # most are
+                if event.name == WAIT_OPENED and isinstance(event.payload, Mapping):
+                    self.wake_at = event.payload.get("until", 0)
             case RunStarted():
                 self.status = "Pending"
                 self.checkpoint_at, self.checkpoint_snapshot_id = index, event.initial_snapshot_id
@@ -71,9 +74,6 @@ class _Draft:
                 self.status = event.status
                 self.final_snapshot_id = event.final_snapshot_id
                 self.error_code = (_code(event.reason) or self.error_code) if event.status == "Failed" else ""
-            case DomainEvent():
-                if event.name == WAIT_OPENED and isinstance(event.payload, Mapping):
-                    self.wake_at = event.payload.get("until", 0)
 
 
 def _code(info: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -193,7 +192,7 @@ def test_a_continued_run_that_changed_is_refused(lab: Lab):
     first = only_child(lab, process.start("op").run_id)
     new = continue_run(lab, process, first)
     events = lab.store._events[first]
-    events[-1] = replace(events[-1], hash="0" * 64)
+    events[-1] = events[-1]._replace(hash="0" * 64)
     with pytest.raises(CorruptionError) as caught:
         process.resume(new)
     assert caught.value.code == "continued_run_changed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -269,7 +269,7 @@ def test_what_is_read_is_what_was_written(where: str):
     at = seqs.get(where, fact.at[1]) - 1
     old = events[at]
     changed = {"hash": SNAPSHOT} if where == "before" else {"recorded_at": old.recorded_at + 1}
-    events[at] = replace(old, **changed)
+    events[at] = old._replace(**changed)
     with pytest.raises(CorruptionError):
         walk.short().facts.find(key)
 

@@ -330,7 +330,7 @@ def test_a_changed_event_that_is_still_an_event_stops_the_run(in_memory: Any) ->
     payload = next(key for key, found in other.items() if found.body == b"22")
     changed = re.sub(rb'"payload_id":"[0-9a-f]+"', b'"payload_id":"' + payload.encode() + b'"', body)
     assert changed != body
-    events[seq - 1] = replace(events[seq - 1], body=changed)
+    events[seq - 1] = events[seq - 1]._replace(body=changed)
     error = refusal_of(engine, run_id)
     assert error.code == "event_chain_broken"
     assert error.info.details == {"run_id": str(run_id), "seq": seq}

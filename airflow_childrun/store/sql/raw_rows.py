@@ -21,6 +21,7 @@ from airflow_childrun.store.sql.rows import event_changed, plain
 from airflow_childrun.store.sql.schema import RAW
 from airflow_childrun.store.sql.texts import ALL, Row
 
+_new = tuple.__new__
 SESSION = len(ALL)
 NOW = SESSION + 2
 
@@ -138,7 +139,7 @@ def event_of(values: Row) -> StoredEvent:
         plain(body, codec, f"event {seq} of run {run}")
     if hashlib.sha256(body).digest() != digest:
         raise event_changed(run, seq)
-    return StoredEvent(run, seq, at, body, tip.hex(), read_uuid(commit_id), epoch)
+    return _new(StoredEvent, (run, seq, at, body, tip.hex(), read_uuid(commit_id), epoch))
 
 
 def event_values(event: StoredEvent) -> Row:

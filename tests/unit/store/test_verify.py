@@ -93,7 +93,7 @@ def test_a_sound_tree_has_no_findings() -> None:
 
 def _change_event(tree: Tree, seq: int, **fields: Any) -> None:
     events = tree.store._events[ROOT]
-    events[seq - 1] = replace(events[seq - 1], **fields)
+    events[seq - 1] = events[seq - 1]._replace(**fields)
 
 
 def _drop_event(tree: Tree) -> None:

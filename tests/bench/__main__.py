@@ -49,8 +49,9 @@ def main() -> int:
 def _line(name: str, outcome: Outcome) -> str:
     goal = GOALS[name]
     verdict = "met" if goal.is_met(outcome.ratio) else "NOT MET"
+    note = f" ({outcome.note})" if outcome.note else ""
     sides = f"{outcome.ours:,.5g} against {outcome.peer:,.5g} {outcome.unit}"
-    return f"{name:22} {outcome.ratio:8.2f}  {goal!s:>8}  {verdict:8} {sides:44} {goal.what} / {goal.against}"
+    return f"{name:22} {outcome.ratio:8.2f}  {goal!s:>8}  {verdict:8} {sides:44} {goal.what} / {goal.against}{note}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 ``python -m tests.bench.children``            in this process, as a task would: no Airflow around it
 ``python -m tests.bench.children --profile``  the same under cProfile
-``python -m tests.bench.children --stand``    one DAG run on a real scheduler (starts and stops a stand)
 
-Input and output of each child are 1 KiB.
+Input and output of each child are 1 KiB. One DAG run on a real scheduler: ``python -m tests.bench airflow-thousand``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import argparse
 import cProfile
 import os
 import pstats
-import sys
 import threading
 import time
 from uuid import UUID
@@ -32,8 +30,6 @@ from airflow_childrun.secret_policy import standard
 from airflow_childrun.store.sql import migrate
 from airflow_childrun.store.sql.store import SqlStore
 from tests.postgres import start_embedded
-from tests.stack.records import Records
-from tests.stack.stand import Stand, started
 
 SIZE = 1024
 
@@ -94,48 +90,17 @@ def _profiled(profiles: list[cProfile.Profile]) -> None:
     mine.enable()
 
 
-def on_stand(stand: Stand, count: int) -> str:
-    """Run the DAG ``stand_thousand`` and say how long it took.
-
-    :raises AssertionError: if a result is missing or wrong
-    """
-    browser, run_id = stand.browser, f"thousand_{time.monotonic_ns()}"
-    browser.trigger("stand_thousand", run_id, {"count": count})
-    state = browser.wait_for_run("stand_thousand", run_id, 300)
-    assert state == "success", browser.log("stand_thousand", run_id, "children", 1)
-    assert browser.xcom("stand_thousand", run_id, "check") == count
-    task_s = float(browser.task("stand_thousand", run_id, "children")["duration"])
-    records = Records(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
-    (host,) = records.hosts("stand_thousand", run_id)
-    ends = [row.ended_at or 0 for row in records.children("stand_thousand", run_id)]
-    records.store.close()
-    assert len(ends) == count
-    seconds = (max(ends) - host.created_at) / 1_000_000
-    return (
-        f"{count} children in one DAG run: {seconds:.2f} s from the first commit to the last end = {count / seconds:.0f}/s; "
-        f"{task_s:.2f} s in the task, its start and the parsing of its file included = {count / task_s:.0f}/s"
-    )
-
-
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--stand", action="store_true")
     parser.add_argument("--durable", action="store_true", help="a server that flushes to disk")
     arguments = parser.parse_args()
     server, stop = start_embedded(durable=arguments.durable)
     try:
-        if arguments.stand:
-            with started(server, say=lambda text: print(f"... {text}", file=sys.stderr)) as stand:
-                for _ in range(3):
-                    print(on_stand(stand, arguments.count), flush=True)
-        else:
-            measure(
-                server.url(server.new_database()), arguments.count, arguments.concurrency, profile=arguments.profile
-            )
+        measure(server.url(server.new_database()), arguments.count, arguments.concurrency, profile=arguments.profile)
     finally:
         print(f"load of this machine, of {os.cpu_count()} processors: {os.getloadavg()[0]:.1f}")
         stop()

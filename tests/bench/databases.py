@@ -1,13 +1,17 @@
-"""Databases as production runs them: PostgreSQL with fsync, SQLite files on a disk; each comparison has fresh ones."""
+"""Databases as production runs them: PostgreSQL with fsync, SQLite files on a disk; each comparison has fresh ones.
+
+One Airflow stands on the same server, for whoever asks.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from airflow_childrun.store.sql.migrate import upgrade
+from tests.bench.stand import Airflow, airflow
 from tests.postgres import PostgresServer, start_embedded
 
 FILL = """
@@ -18,10 +22,15 @@ decode(md5(s::text), 'hex'), 1, 'raw' FROM generate_series(1, {runs}) r, generat
 
 
 class Databases:
-    """Makes databases; made by :func:`databases`."""
+    """Makes databases; made by :func:`databases`.
 
-    def __init__(self, server: PostgresServer, folder: Path) -> None:
+    :param until_end: holds what is to be stopped in the end
+    """
+
+    def __init__(self, server: PostgresServer, folder: Path, until_end: ExitStack) -> None:
         self.server = server
+        self._until_end = until_end
+        self._airflow: Airflow | None = None
         self._folder = folder
         self._made = 0
 
@@ -44,6 +53,12 @@ class Databases:
         self._made += 1
         return f"{self._folder}/{self._made}.db"
 
+    def airflow(self) -> Airflow:
+        """Return a running Airflow, started when it is first asked for."""
+        if self._airflow is None:
+            self._airflow = self._until_end.enter_context(airflow(self.server))
+        return self._airflow
+
     def fill(self, url: str, events: int) -> None:
         """Put events of a thousand each into a store on PostgreSQL."""
         import psycopg
@@ -58,7 +73,7 @@ def databases() -> Iterator[Databases]:
     """Start a durable PostgreSQL and make a folder for files."""
     server, stop = start_embedded(durable=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="childrun-bench-") as folder:
-            yield Databases(server, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="childrun-bench-") as folder, ExitStack() as until_end:
+            yield Databases(server, Path(folder), until_end)
     finally:
         stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-from typing import Any
 from uuid import UUID, uuid4
 
 from airflow_childrun.runtime.engine import ExecutionEngine
@@ -29,20 +27,6 @@ def children(url: str, count: int) -> Measured:
 
 def _measured(engine: ExecutionEngine, op: str, count: int) -> None:
     run(engine, op, count)
-
-
-def memory(url: str, count: int) -> Measured:
-    """Measure the most memory that a process had at once which drove ``count`` children, Airflow's SDK loaded."""
-    import airflow.sdk  # noqa: F401 - what a task has loaded before it begins
-
-    engine = open_engine(url)
-    run(engine, "fan_out", 0)
-
-    def measured() -> dict[str, Any]:
-        run(engine, "fan_out", count)
-        return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-    return measured
 
 
 def commits(url: str, count: int) -> Measured:

@@ -11,6 +11,7 @@ from statistics import median
 
 from tests.bench.databases import Databases
 from tests.bench.sides import ROOT, in_turn, middle, started
+from tests.bench.stand import thousand, twenty
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,12 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a row came to: both medians in the unit that is named, and their ratio."""
+    """What a row came to: both medians in the unit that is named, and their ratio; ``note`` says what else happened."""
 
     ours: float
     peer: float
     unit: str
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -80,7 +82,10 @@ GOALS: Mapping[str, Goal] = {
     "fold": Goal("read and fold of 10,000 events, PostgreSQL", "eventsourcing's replay, SQLite", 3),
     "resume": Goal("resume with 100,000 events behind the checkpoint", "the same with 100", 2, at_least=False),
     "million": Goal("commit into a store of 1,000,000 events", "an empty store", 1.3, at_least=False),
-    "memory": Goal("peak memory of 1,000 children, MiB more", "80 MiB", 1, at_least=False),
+    "airflow-inline": Goal("20 children in one DAG run", "TriggerDagRunOperator, mapped", 0.4, at_least=False),
+    "airflow-dag-run": Goal('the same, dispatch="dag_run", 4 DAG runs', "the same", 1, at_least=False),
+    "airflow-thousand": Goal("1,000 children in a DAG run, s more than two empty tasks", "4 s", 1, at_least=False),
+    "memory": Goal("peak memory of a task with 1,000 children, MiB more than with none", "80 MiB", 1, at_least=False),
     "import": Goal("from airflow_childrun import operation", "40 ms", 1, at_least=False),
 }
 
@@ -190,17 +195,21 @@ def _million(bases: Databases, scale: Scale) -> Outcomes:
     return {"million": Outcome(full_us, empty_us, "us a commit")}
 
 
-def _memory(bases: Databases, scale: Scale) -> Outcomes:
-    """Compare the most memory that fresh processes had at once: it never falls."""
-    url = bases.fresh("postgresql", ours=True)
-    more = []
-    for _ in range(scale.times):
-        peaks = []
-        for count in (scale.of(1000), 0):
-            with started("ours:memory", url=url, count=count) as side:
-                peaks.append(side.measure()["mib"])
-        more.append(peaks[0] - peaks[1])
-    return {"memory": Outcome(median(more), 80, "MiB")}
+def _airflow_twenty(bases: Databases, scale: Scale) -> Outcomes:
+    found = twenty(bases.airflow(), scale.times)
+    return {
+        "airflow-inline": Outcome(found.inline, found.peer, "s", found.note),
+        "airflow-dag-run": Outcome(found.dag_run, found.peer, "s", found.note),
+    }
+
+
+def _airflow_thousand(bases: Databases, scale: Scale) -> Outcomes:
+    found = thousand(bases.airflow(), scale.times, scale.of(1000))
+    note = f"{found.seconds:.1f} s and {found.empty:.1f} s"
+    return {
+        "airflow-thousand": Outcome(found.seconds - found.empty, 4, "s", note),
+        "memory": Outcome(found.mib, 80, "MiB"),
+    }
 
 
 _IMPORT = """
@@ -231,6 +240,7 @@ MEASURES: Sequence[tuple[tuple[str, ...], Measure]] = (
     (("fold",), _fold),
     (("resume",), _resume),
     (("million",), _million),
-    (("memory",), _memory),
+    (("airflow-inline", "airflow-dag-run"), _airflow_twenty),
+    (("airflow-thousand", "memory"), _airflow_thousand),
     (("import",), _import),
 )

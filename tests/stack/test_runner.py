@@ -109,20 +109,3 @@ def test_a_killed_worker_costs_a_retry_of_the_runners_task(stand: Stand, records
     counts = stand.witness.counts("killed/")
     assert {key: count for key, count in counts.items() if count != 1} == {"killed/b/second": 2}
     assert len(killed) == 1
-
-
-@pytest.mark.long
-def test_twenty_children_beside_twenty_triggered_dag_runs(stand: Stand):
-    """The same two calls for 20 items: our DAG runs of 5 children each, and ``TriggerDagRunOperator`` mapped over them.
-
-    Prints seconds of both, one after the other on the same stand; proves only that ours succeeds, since Airflow may fail
-    a task that comes back from the triggerer too soon.
-    """
-    items = [f"item{number}" for number in range(20)]
-    for number in range(2):
-        for dag_id, conf in (("stand_dispatched", {"items": items}), ("stand_peer", {})):
-            began = time.monotonic()
-            stand.browser.trigger(dag_id, f"beside{number}", conf)
-            state = stand.browser.wait_for_run(dag_id, f"beside{number}", 240)
-            print(f"{dag_id}: 20 children in {time.monotonic() - began:.1f} s ({state})")
-            assert state == "success" or dag_id == "stand_peer"

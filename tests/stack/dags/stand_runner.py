@@ -8,8 +8,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.request import urlopen
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG
 
 from airflow_childrun import AwaitChildRunOperator, SpawnChildRunOperator, childrun_runner_dag, operation
 
@@ -55,23 +54,3 @@ with DAG("stand_dispatched_apart", schedule=None, render_template_as_native_obj=
         **ELSEWHERE,
     )
     AwaitChildRunOperator(task_id="await", child_runs=spawned.output, deferrable=True)
-
-# The same work done as Airflow does it: a DAG run per item, awaited by a mapped operator.
-with DAG("stand_peer_item", schedule=None, max_active_runs=50) as peer:
-
-    @task
-    def carry(dag_run: Any = None) -> str:
-        """Ask twice."""
-        return " ".join(ask(f"{dag_run.conf['item']}/{name}", "") for name in ("first", "second"))
-
-    carry()
-
-with DAG("stand_peer", schedule=None, render_template_as_native_obj=True):
-    TriggerDagRunOperator.partial(
-        task_id="work",
-        trigger_dag_id="stand_peer_item",
-        logical_date=None,
-        wait_for_completion=True,
-        poke_interval=1,
-        deferrable=True,  # 20 that wait inline would hold every slot of the stand
-    ).expand(conf=[{"item": f"peer/{number}"} for number in range(20)])

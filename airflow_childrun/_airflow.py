@@ -15,20 +15,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseHook, BaseOperator, BaseOperatorLink, Connection, Context, conf
+from airflow.sdk import DAG, BaseHook, BaseOperator, Connection, Context, conf
 from airflow.sdk.bases.decorator import DecoratedOperator as BaseDecoratedOperator
 from airflow.sdk.bases.decorator import task_decorator_factory
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
     AirflowNotFoundException,
-    AirflowSkipException,
     AirflowTaskTimeout,
     TaskDeferralError,
     TaskDeferralTimeout,
     TaskDeferred,
 )
-from airflow.sdk.types import RuntimeTaskInstanceProtocol
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_childrun.errors import HostError
@@ -42,17 +40,14 @@ __all__ = [
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
-    "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseDBManager",
     "BaseDecoratedOperator",
     "BaseHook",
     "BaseOperator",
-    "BaseOperatorLink",
     "BaseTrigger",
     "Connection",
     "Context",
-    "RuntimeTaskInstanceProtocol",
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskDeferred",

@@ -192,3 +192,33 @@ with DAG("stand_left", schedule=None, default_args=NEVER):
     left >> fails() >> AwaitChildRunOperator(task_id="await", child_runs=left.output)
 
 stand_maintenance = childrun_maintenance_dag("stand_maintenance", schedule=None, older_than=None)
+
+
+@operation(version="1")
+def nap(io: Any, seconds: int) -> int:
+    """Ask, sleep, ask."""
+    name = f"{io.airflow['run_id']}/{seconds}"
+    io.step(ask, f"{name}/before", key="before")
+    io.sleep(seconds)
+    return int(io.step(ask, f"{name}/after", key="after"))
+
+
+with DAG("stand_naps", schedule=None):
+    SpawnChildRunOperator(task_id="naps", operation=nap, inputs=[75, 76], deferrable=True, **NEVER)
+
+with DAG("stand_long_naps", schedule=None):
+    SpawnChildRunOperator(task_id="naps", operation=nap, inputs=[3600], deferrable=True, **NEVER)
+
+with DAG("stand_shared_naps", schedule=None):
+    awaited = SpawnChildRunOperator(
+        task_id="spawn", operation=patient, inputs=["a"], wait_for_completion=False, **NEVER
+    )
+    AwaitChildRunOperator(task_id="comes_back", child_runs=awaited.output, deferrable=True, **NEVER)
+    for number in (1, 2):
+        AwaitChildRunOperator(
+            task_id=f"ends_there_{number}",
+            child_runs=awaited.output,
+            deferrable=True,
+            end_from_trigger=True,
+            **NEVER,
+        )

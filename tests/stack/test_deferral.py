@@ -47,3 +47,4 @@ def test_a_deferred_task_marked_failed_asks_its_children_to_end(stand: Stand, re
         "taken back",
         60,
     )
+    assert not records.store.get_runs([row.run_id])[row.run_id].is_terminal

@@ -67,6 +67,10 @@ class Browser:
             time.sleep(0.1)
         return state
 
+    def mark_run(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a whole DAG run failed or a success."""
+        self._request("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}", json={"state": state})
+
     def delete_run(self, dag_id: str, run_id: str) -> None:
         """Delete a DAG run."""
         self._request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")
@@ -103,6 +107,18 @@ class Browser:
         """Clear tasks of a run, as the button does."""
         body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": list(task_ids), **options}
         self.post(f"/dags/{dag_id}/clearTaskInstances", body)
+
+    def clear_run(self, dag_id: str, run_id: str) -> None:
+        """Clear a whole DAG run, as the button does."""
+        self.post(f"/dags/{dag_id}/dagRuns/{run_id}/clear", {"dry_run": False, "only_failed": False})
+
+    def pause(self, dag_id: str, *, paused: bool) -> None:
+        """Pause a DAG, or let it run."""
+        self._request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
+
+    def run_ids(self, dag_id: str) -> list[str]:
+        """Return the DAG runs of a DAG."""
+        return [run["dag_run_id"] for run in self.get(f"/dags/{dag_id}/dagRuns")["dag_runs"]]
 
     def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
         """Mark a task failed or a success."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_childrun.canonical import decode_stored
 from airflow_childrun.model.events import event_to_json
 from airflow_childrun.store.api import RunFilter, RunRow
 from airflow_childrun.store.codec import decode_events
@@ -40,6 +41,11 @@ class Records:
     def key(self, row: RunRow) -> str:
         """Return the key under which a child was spawned."""
         return str(self.events(row)[0]["Kernel"]["RunStarted"]["parent"]["fact_key"])
+
+    def input(self, row: RunRow) -> str:
+        """Return the input with which a child was spawned."""
+        (body,) = self.store.get_artifacts(row.root_run_id, [row.manifest_id]).values()
+        return str(decode_stored(body)["input_params"]["input"])
 
     def statuses(self, dag_id: str, run_id: str) -> list[tuple[int, str]]:
         """Return generation and status of every child, sorted."""

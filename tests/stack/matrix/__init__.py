@@ -1,0 +1,1 @@
+"""The matrix: what becomes of children in every state when a person or fate does something to their task."""

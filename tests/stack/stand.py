@@ -97,6 +97,16 @@ class Stand:
                 start_new_session=True,
             )
 
+    def kill(self, name: str) -> None:
+        """Kill one component and everything that it started."""
+        process = self._components[name]
+        while left := processes_of_sessions({process.pid}):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        process.wait()
+
     def stop(self) -> None:
         """Stop every component, gently and then for sure, with everything that they started."""
         self.browser.close()

@@ -61,6 +61,24 @@ def three(io: Any, two: str) -> str:
     return two
 
 
+patient = Operation("patient_cell", version="1")
+
+
+@patient.state
+def begin(io: Any, item: str) -> str:
+    """Ask, and sleep for longer than a task keeps its worker."""
+    io.step(ask, f"{io.airflow['run_id']}/{item}/first", io.idempotency_token("first"), key="first")
+    return item
+
+
+@patient.state
+def rest(io: Any, begin: str) -> str:
+    """Sleep, and ask again."""
+    io.sleep(80, key="rest")
+    io.step(ask, f"{io.airflow['run_id']}/{begin}/second", io.idempotency_token("second"), key="second")
+    return begin
+
+
 @task(retries=0)
 def after() -> int:
     """Come after."""
@@ -98,6 +116,20 @@ for form in ("spawn", "await"):
         for width in ("", "_narrow"):
             with DAG(f"matrix_{form}{times}{width}", schedule=None, **COMMON):
                 build(form, narrow=bool(width), **options)
+
+# All children sleep: the task leaves its worker.
+for times, options in {
+    **TIMES,
+    "_hasty": {"await_timeout": 45},
+    "_brief": {"execution_timeout": timedelta(seconds=50)},
+}.items():
+    with DAG(f"matrix_deferred{times}", schedule=None, **COMMON):
+        (
+            SpawnChildRunOperator(
+                task_id="spawn", operation=patient, inputs=LIST, child_key=str, deferrable=True, **{**TRIES, **options}
+            )
+            >> after()
+        )
 
 # A drained task's retry is kept back by pausing its DAG: each has its own.
 for state in STATES:

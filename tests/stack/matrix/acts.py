@@ -15,6 +15,8 @@ from tests.stack.test_fate import is_alive
 Act = Callable[[Stage, str], None]
 GRACE_S = 120
 LATE_S = GRACE_S + 5
+SEE_S = 3
+"""When Airflow has seen what was done to a task that no process runs."""
 """When the grace is over that a drained task gave its children."""
 
 
@@ -103,7 +105,32 @@ def drain(stage: Stage, _target: str) -> None:
     stage.stand.browser.pause(stage.dag_id, paused=False)
 
 
+def kill_triggerer(stage: Stage, _target: str) -> None:
+    """Kill the triggerer with everything that it started, and start another one."""
+    stage.stand.kill("triggerer")
+    stage.stand.start("triggerer")
+
+
+def delete_deferred(stage: Stage, _target: str) -> None:
+    """Mark the DAG run failed, delete it, and start it again under its id."""
+    stage.stand.browser.mark_run(stage.dag_id, stage.run_id, "failed")
+    stage.stand.browser.delete_run(stage.dag_id, stage.run_id)
+    stage.trigger()
+
+
 # ------------------------------------------------------------------------------------------------ cells of their own
+
+
+def deferred(act: Act) -> Callable[[Stage], None]:
+    """Return: act on a task that has left its worker, since all its children sleep."""
+
+    def run(stage: Stage) -> None:
+        stage.trigger()
+        stage.wait_for_task("spawn", "deferred")
+        act(stage, "spawn")
+        time.sleep(SEE_S)
+
+    return run
 
 
 def over(stage: Stage, least_try: int = 1, task_id: str = "spawn") -> None:

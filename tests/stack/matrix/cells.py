@@ -100,19 +100,20 @@ IMPOSSIBLE = {
     "SIGKILL, execution_timeout or drain of a spawn that does not wait, beside a held child": "it drives nothing: it is over "
     "before any child starts. Half way through its spawns: tests/stack/test_fate.py",
     "a DAG run that runs is deleted": "Airflow refuses it (409): it is marked failed first, and then deleted",
-    "kill of the triggerer, trigger timeout x children driven inline": "they are driven in the task's process, and a "
-    "task that works is not deferred",
+    "kill of the triggerer, trigger timeout, beside a child that succeeded, failed, was cancelled or never started": "a "
+    "task is deferred only while all of its children that have not ended sleep; those that have ended do not change that",
+    "SIGKILL, drain of a deferred task": "it has no process",
 }
 
 
 def _grid() -> Iterator[Cell]:
+    for state in STATES:
+        yield _cell(DRAINED, state, "spawn", f"matrix_drained_{state.replace(' ', '_')}")
     for target in TASKS:
         for each in ROWS:
             for state in STATES:
                 dag_id = f"matrix_{target}{each.dag}{'_narrow' if state == 'never started' else ''}"
                 yield _cell(each, state, target, dag_id)
-    for state in STATES:
-        yield _cell(DRAINED, state, "spawn", f"matrix_drained_{state.replace(' ', '_')}")
 
 
 def _cell(each: Row, state: str, target: str, dag_id: str) -> Cell:
@@ -212,4 +213,24 @@ OTHERS = (
     ),
 )
 
-CELLS: tuple[Cell, ...] = (*_grid(), *OTHERS)
+SLEPT = _both("Completed 1+1")
+ASLEEP = _both("Running 1+0")
+
+# The task has left its worker: all its children sleep for longer than a minute, and the triggerer brings it back.
+DEFERRED = tuple(
+    Cell(f"deferred, {name}", f"matrix_deferred{dag}", acts.deferred(act), Seen(task, children, results))
+    for name, dag, act, task, children, results in (
+        ("undisturbed", "", acts.time_passes, "success", SLEPT, "ba"),
+        ("kill of the triggerer", "", acts.kill_triggerer, "success", SLEPT, "ba"),
+        ("trigger timeout", "_hasty", acts.time_passes, "success", SLEPT, "ba"),
+        ("execution_timeout", "_brief", acts.time_passes, "success", SLEPT, "ba"),
+        ("clear", "", acts.clear, "success", SLEPT, "ba"),
+        ("DAG run cleared", "", acts.clear_run, "success", SLEPT, "ba"),
+        ("mark failed", "", acts.mark_failed, "failed", ASLEEP, "-"),
+        ("mark success", "", acts.mark_success, "success", ASLEEP, "-"),
+        ("DAG run deleted, made again", "", acts.delete_deferred, "success", _both("Cancelled Completed 2+1"), "ba"),
+    )
+)
+
+# Those that take longest begin first.
+CELLS: tuple[Cell, ...] = (*DEFERRED, *_grid(), *OTHERS)

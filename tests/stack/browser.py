@@ -67,10 +67,6 @@ class Browser:
             time.sleep(0.1)
         return state
 
-    def mark_run(self, dag_id: str, run_id: str, state: str) -> None:
-        """Mark a whole DAG run failed or a success."""
-        self._request("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}", json={"state": state})
-
     def delete_run(self, dag_id: str, run_id: str) -> None:
         """Delete a DAG run."""
         self._request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")

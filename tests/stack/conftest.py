@@ -37,7 +37,7 @@ def stand(postgres_server: PostgresServer) -> Iterator[Stand]:
 @pytest.fixture(scope="session")
 def records(stand: Stand) -> Iterator[Records]:
     """Give what the stand's store holds."""
-    made = Records(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
+    made = Records.of(stand)
     yield made
     made.store.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from airflow_childrun.canonical import decode_stored
 from airflow_childrun.model.events import event_to_json
@@ -10,6 +10,7 @@ from airflow_childrun.store.api import RunFilter, RunRow
 from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_run
+from tests.stack.stand import Stand
 
 
 class Records:
@@ -20,6 +21,11 @@ class Records:
 
     def __init__(self, url: str) -> None:
         self.store = SqlStore(url, schema="childrun")
+
+    @classmethod
+    def of(cls, stand: Stand) -> Self:
+        """Return what a stand's store holds."""
+        return cls(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
 
     def hosts(self, dag_id: str, run_id: str, task_id: str | None = None) -> list[RunRow]:
         """Return the host runs of a DAG run's tasks, oldest first."""

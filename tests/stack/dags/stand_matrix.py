@@ -85,19 +85,22 @@ def after() -> int:
     return 1
 
 
-def build(form: str, *, narrow: bool = False, **options: Any) -> None:
+def build(form: str, *, narrow: bool = False, tail: bool = False, **options: Any) -> None:
     """Fill a DAG: one task that spawns and waits, or one that spawns and one that waits.
 
+    :param tail: whether something comes after them
     :param narrow: one child at a time, so that the second has not started while the first is held
     :param options: of the task that waits
     """
     waits = {**TRIES, "max_concurrency": 1 if narrow else 4, **options}
     spawns: dict[str, Any] = {"operation": cell, "inputs": LIST, "child_key": str, "on_clear": POLICY}
     if form == "spawn":
-        SpawnChildRunOperator(task_id="spawn", **spawns, **waits) >> after()
-        return
-    spawned = SpawnChildRunOperator(task_id="spawn", **spawns, **TRIES, wait_for_completion=False)
-    AwaitChildRunOperator(task_id="await", child_runs=spawned.output, **waits) >> after()
+        last: Any = SpawnChildRunOperator(task_id="spawn", **spawns, **waits)
+    else:
+        spawned = SpawnChildRunOperator(task_id="spawn", **spawns, **TRIES, wait_for_completion=False)
+        last = AwaitChildRunOperator(task_id="await", child_runs=spawned.output, **waits)
+    if tail:
+        last >> after()
 
 
 COMMON: dict[str, Any] = {
@@ -107,6 +110,7 @@ COMMON: dict[str, Any] = {
 TIMES: dict[str, dict[str, Any]] = {
     "": {},
     "_once": {"retries": 0},
+    "_tail": {},
     "_hasty": {"await_timeout": 25},
     "_brief": {"execution_timeout": timedelta(seconds=30)},
 }
@@ -115,7 +119,7 @@ for form in ("spawn", "await"):
     for times, options in TIMES.items():
         for width in ("", "_narrow"):
             with DAG(f"matrix_{form}{times}{width}", schedule=None, **COMMON):
-                build(form, narrow=bool(width), **options)
+                build(form, narrow=bool(width), tail=times == "_tail", **options)
 
 # All children sleep: the task leaves its worker.
 for times, options in {

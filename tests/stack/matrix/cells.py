@@ -74,7 +74,7 @@ ANEW = row(
 ROWS = (
     Row("retry", acts.time_passes, "success", "ba", "Completed 1+2", RESUMED, dag="_hasty"),
     Row("clear", acts.clear, "success", "ba", "Completed 1+2", RESUMED),
-    Row("clear with downstream", acts.clear_with_downstream, "success", "ba", "Completed 1+2", RESUMED),
+    Row("clear with downstream", acts.clear_with_downstream, "success", "ba", "Completed 1+2", RESUMED, dag="_tail"),
     Row("mark failed", acts.mark_failed, "failed", "-", "Running 1+1", LEFT),
     Row("mark success", acts.mark_success, "success", "-", "Running 1+1", LEFT),
     Row("SIGKILL", acts.sigkill, "success", "ba", "Completed 1+2", RESUMED),

@@ -13,6 +13,12 @@ from tests.stack.matrix.stage import LOOK_EVERY_S, Doors, Seen, Stage
 from tests.stack.records import Records
 from tests.stack.stand import Stand
 
+WIDTH = 12
+WIDE = {
+    "AIRFLOW__CORE__PARALLELISM": str(WIDTH + 2),
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+}
+"""Settings of a stand on which many cells are played at once: each may hold a worker, and none may be given up for being slow."""
 SETTLE_S = 20.0
 """How long what was expected may take to show once no task moves any more."""
 

@@ -23,7 +23,7 @@ from tests.stack.stand import Stand
 from tests.stack.witness import Call
 
 WAIT_S = 240.0
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.5
 BUSY = ("scheduled", "queued", "running", "restarting", "up_for_retry", "deferred", "up_for_reschedule", None)
 TASKS = sqlalchemy.text(
     "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = :dag AND run_id = :run"

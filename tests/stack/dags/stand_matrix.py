@@ -42,14 +42,14 @@ cell = Operation("cell", version="1")
 @cell.state
 def one(io: Any, item: str) -> str:
     """Ask for the first time."""
-    io.step(ask, f"{io.airflow['run_id']}/{item}/first", io.idempotency_token("first"), key="first")
+    io.step(ask, f"cell/{io.airflow['run_id']}/{item}/first", io.idempotency_token("first"), key="first")
     return item
 
 
 @cell.state
 def two(io: Any, one: str) -> str:
     """Ask for the second time; many cells hold this answer back."""
-    io.step(ask, f"{io.airflow['run_id']}/{one}/second", io.idempotency_token("second"), key="second")
+    io.step(ask, f"cell/{io.airflow['run_id']}/{one}/second", io.idempotency_token("second"), key="second")
     return one
 
 
@@ -67,7 +67,7 @@ patient = Operation("patient_cell", version="1")
 @patient.state
 def begin(io: Any, item: str) -> str:
     """Ask, and sleep for longer than a task keeps its worker."""
-    io.step(ask, f"{io.airflow['run_id']}/{item}/first", io.idempotency_token("first"), key="first")
+    io.step(ask, f"cell/{io.airflow['run_id']}/{item}/first", io.idempotency_token("first"), key="first")
     return item
 
 
@@ -75,7 +75,7 @@ def begin(io: Any, item: str) -> str:
 def rest(io: Any, begin: str) -> str:
     """Sleep, and ask again."""
     io.sleep(80, key="rest")
-    io.step(ask, f"{io.airflow['run_id']}/{begin}/second", io.idempotency_token("second"), key="second")
+    io.step(ask, f"cell/{io.airflow['run_id']}/{begin}/second", io.idempotency_token("second"), key="second")
     return begin
 
 
@@ -143,15 +143,15 @@ for state in STATES:
 with DAG("matrix_mapped", schedule=None, **COMMON):
     SpawnChildRunOperator.partial(task_id="spawn", operation=cell, **TRIES).expand(input=[f"m{n}" for n in range(20)])
 
-DAILY: dict[str, Any] = {
+SCHEDULED: dict[str, Any] = {
     **COMMON,
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
     "is_paused_upon_creation": True,
 }
 
-with DAG("matrix_daily", schedule="@daily", **DAILY):
+with DAG("matrix_daily", schedule="@daily", **SCHEDULED):
     build("spawn")
 
-with DAG("matrix_backfill", schedule="@daily", **DAILY):
+with DAG("matrix_backfill", schedule="@monthly", **SCHEDULED):
     build("spawn")

@@ -68,8 +68,10 @@ def play_all(
     say(HEADER)
     outcomes = []
     try:
-        with ThreadPoolExecutor(width) as pool:
-            futures = [pool.submit(_play, stand, records, doors, cell) for cell in cells]
+        # Those that take longest begin first.
+        ordered = sorted(cells, key=lambda cell: not cell.idle)
+        with ThreadPoolExecutor(width + sum(cell.idle for cell in cells)) as pool:
+            futures = [pool.submit(_play, stand, records, doors, cell) for cell in ordered]
             for future in as_completed(futures):
                 outcomes.append(future.result())
                 say(str(outcomes[-1]))

@@ -95,11 +95,11 @@ class Stage:
 
     def shut(self, item: str) -> None:
         """Hold the answer to an item's second call."""
-        self.doors.shut(f"{self.run_id}/{item}/second")
+        self.doors.shut(self._call(item, "second"))
 
     def open(self, item: str = "") -> None:
         """Let an item's calls through, or all."""
-        self.doors.open(f"{self.run_id}/{item}")
+        self.doors.open(f"{self._calls}{item}")
 
     def refuse(self, *items: str) -> None:
         """Let the children of these items fail."""
@@ -145,11 +145,11 @@ class Stage:
 
     def pid(self, item: str = "b") -> int:
         """Return the process that made an item's last call."""
-        return self.stand.witness.seen(f"{self.run_id}/{item}/")[-1].pid
+        return self.stand.witness.seen(f"{self._calls}{item}/")[-1].pid
 
     def look(self, task_id: str) -> Seen:
         """Look at everything that counts."""
-        counts = self.stand.witness.counts(f"{self.run_id}/")
+        counts = self.stand.witness.counts(self._calls)
         rows = self.rows()
         children = {
             item: " ".join(
@@ -170,7 +170,7 @@ class Stage:
 
     def called(self, item: str, call: str = "second", times: int = 1) -> bool:
         """Whether an item's child made a call so often."""
-        return self.stand.witness.counts(f"{self.run_id}/")[self._call(item, call)] >= times
+        return self.stand.witness.counts(self._calls)[self._call(item, call)] >= times
 
     def has_status(self, item: str, status: str) -> bool:
         """Whether the newest generation of an item's child has a status."""
@@ -198,7 +198,11 @@ class Stage:
         self.wait(is_there, f"{task_id} {' or '.join(states)}, try {least_try}")
 
     def _call(self, item: str, call: str) -> str:
-        return f"{self.run_id}/{item}/{call}"
+        return f"{self._calls}{item}/{call}"
+
+    @property
+    def _calls(self) -> str:
+        return f"cell/{self.run_id}/"
 
     def _flag(self, item: str) -> Path:
         return self.stand.home / "flags" / f"{self.run_id}_{item}"

@@ -38,16 +38,22 @@ def request_body(reason: str, grace_us: int = 0) -> bytes:
 
 
 def standing_request(entries: Sequence[InboxEntry]) -> EndRequest | None:
-    """Return the request that stands after all entries of an inbox, oldest first; None if none does."""
+    """Return the request that stands after all entries of an inbox, oldest first; None if none does.
+
+    Of several closes the one that takes effect first stands.
+    """
     standing: EndRequest | None = None
     for entry in entries:
         if entry.kind == WITHDRAW:
             standing = standing if standing is not None and standing.kind == CANCEL else None
         elif entry.kind == CANCEL and (standing is None or standing.kind == CLOSE):
             standing = EndRequest(entry.n, "cancel", _read(entry)[0], entry.recorded_at)
-        elif entry.kind == CLOSE and standing is None:
+        elif entry.kind == CLOSE:
             reason, grace_us = _read(entry)
-            standing = EndRequest(entry.n, "close", reason, entry.recorded_at + grace_us)
+            close = EndRequest(entry.n, "close", reason, entry.recorded_at + grace_us)
+            # A later close without a grace ends a grace: who gave it is gone, or fails for good.
+            if standing is None or (standing.kind == CLOSE and close.effective_at < standing.effective_at):
+                standing = close
     return standing
 
 

@@ -32,6 +32,7 @@ class Mailbox:
         self._is_unread = row.head.inbox_seq > 0
         self._request: EndRequest | None = None
         self._closed = False
+        self._read_at_us = 0
 
     def note(self, inbox_seq: int) -> bool:
         """Learn how many entries there are; say whether that is news."""
@@ -61,7 +62,7 @@ class Mailbox:
 
     def is_due(self) -> bool:
         """Whether :meth:`check` would look into the store or raise; cheap, for threads that hold a lock."""
-        return not self._closed and (self._is_unread or self._is_over(self._house.now_us()))
+        return not self._closed and (self._is_unread or self._is_over(self._now_us()))
 
     @property
     def known(self) -> int:
@@ -90,12 +91,17 @@ class Mailbox:
             self._is_unread = False
             entries = self._house.patience.attempt(lambda: self._house.store.read_inbox(self._run_id))
             self._known = entries[-1].n if entries else self._known
+            self._read_at_us = entries[-1].recorded_at if entries else 0
             self._request = standing_request(entries)
-        now = self._house.now_us()
+        now = self._now_us()
         if self._request is not None and self._request.effective_at <= now:
             raise CancelRequested(self._request)
         if self._is_over(now):
             raise DeadlineInterrupt(DEADLINE_OVER)
+
+    def _now_us(self) -> int:
+        """Return the store's time: no earlier than what was read was written, however late this process hears the time."""
+        return max(self._house.now_us(), self._read_at_us)
 
     def _is_over(self, now: int) -> bool:
         if self._request is not None and self._request.effective_at <= now:

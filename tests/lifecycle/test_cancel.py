@@ -23,11 +23,13 @@ from airflow_childrun.runtime.closing import cancel_run
 from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House, Limits
+from airflow_childrun.runtime.mail import CancelRequested, Mailbox
 from airflow_childrun.secret_policy import standard
 from airflow_childrun.store.api import InboxPost, RunRow
 from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.verify import verify_run
+from airflow_childrun.testing.clock import ManualClock
 
 SOON_S = 10.0
 began: dict[str, threading.Event] = {}
@@ -128,6 +130,17 @@ def test_a_sleeping_run_ends_soon_after_it_was_asked_to(engine: ExecutionEngine)
     assert isinstance(last, RunCompleted)
     assert (last.status, last.reason) == ("Cancelled", {"code": "cancelled", "kind": "cancel", "reason": "not wanted"})
     assert verify_run(engine.house.store, run_id) == []
+
+
+def test_a_process_that_hears_the_time_late_ends_what_it_was_asked_to(engine: ExecutionEngine) -> None:
+    """A request that can be read was written, whatever the time is here; a grace counts from then."""
+    run_id = create(engine, "sleeper", "behind")
+    late = House(engine.house.store, RegistryResolver(), standard(), clock=ManualClock())
+    engine.house.store.post([InboxPost(run_id, uuid4(), CLOSE, request_body("later", 60_000_000))])
+    Mailbox(late, row_of(engine, run_id)).check()
+    engine.house.store.post([InboxPost(run_id, uuid4(), CLOSE, request_body("now"))])
+    with pytest.raises(CancelRequested, match="now"):
+        Mailbox(late, row_of(engine, run_id)).check()
 
 
 def test_children_end_before_their_parent(engine: ExecutionEngine) -> None:

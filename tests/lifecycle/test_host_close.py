@@ -69,6 +69,19 @@ def test_a_kill_asks_the_children_to_end_and_a_retry_takes_it_back(lab: HostLab,
     assert sweep(two.process.house, lambda _at, _last: "active").ended == []
 
 
+def test_a_dag_run_made_again_ends_the_grace_that_the_old_one_gave(lab: HostLab, started: threading.Event) -> None:
+    """Its DAG run was marked failed, deleted and made again: nobody can take the request back, so nothing waits for that."""
+    task = AirflowTask()
+    one = lab.begin(task)
+    rows = one.spawn(lab.wanted("sleeps", ["a"]))
+    one.host.leave(within_s=10)
+    assert not rows_of(lab, rows)[0].is_terminal
+    lab.begin(task.recreate()).spawn(lab.wanted("sleeps", ["b"]))
+    assert kinds(lab, rows[0]) == ["close", "close"]
+    assert rows_of(lab, rows)[0].status == "Cancelled"
+    assert not started.is_set()
+
+
 def test_a_zombie_closes_nothing(lab: HostLab, started: threading.Event) -> None:
     task = AirflowTask()
     one, rows = begun(lab, task, started)

@@ -1,4 +1,4 @@
-"""Print the matrix: ``python -m tests.stack.matrix [--quick] [WORD ...]``; exit 1 if a cell went otherwise than written."""
+"""Print the matrix: ``python -m tests.stack.matrix [--quick] [WORDS ...]``; exit 1 if a cell went otherwise than written."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.stack.stand import started
 def main() -> int:
     """Start a stand, play, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.stack.matrix", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only cells whose name holds each of these")
+    parser.add_argument("words", nargs="*", metavar="WORDS", help="only cells whose name holds one of these")
     parser.add_argument("--quick", action="store_true", help="only the subset that runs everywhere")
     arguments = parser.parse_args()
-    cells = [cell for cell in CELLS if all(word in cell.name for word in arguments.words)]
+    cells = [cell for cell in CELLS if not arguments.words or any(words in cell.name for words in arguments.words)]
     cells = [cell for cell in cells if cell.quick or not arguments.quick]
     server, stop = start_embedded()
     try:

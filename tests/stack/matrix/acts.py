@@ -208,11 +208,16 @@ def relist(items: str, *, by: str) -> Callable[[Stage], None]:
     return run
 
 
+def delete_green(stage: Stage) -> None:
+    """Delete a DAG run once it is over: Airflow refuses that while it runs."""
+    over(stage)
+    stage.stand.browser.delete_run(stage.dag_id, stage.run_id)
+
+
 def made_again_by_hand(stage: Stage) -> None:
     """Delete a green run, and trigger it again under its id."""
     stage.trigger()
-    over(stage)
-    stage.stand.browser.delete_run(stage.dag_id, stage.run_id)
+    delete_green(stage)
     stage.trigger()
     stage.wait(lambda: stage.called("a", times=2), "a calls again")
     over(stage)
@@ -224,8 +229,7 @@ def made_again_by_the_scheduler(stage: Stage) -> None:
     browser.pause(stage.dag_id, paused=False)
     stage.wait(lambda: browser.run_ids(stage.dag_id), "the scheduler made a run")
     stage.run_id = browser.run_ids(stage.dag_id)[0]
-    over(stage)
-    browser.delete_run(stage.dag_id, stage.run_id)
+    delete_green(stage)
     stage.wait(lambda: stage.called("a", times=2), "a calls again")
     over(stage)
 
@@ -239,8 +243,7 @@ def made_again_by_a_backfill(stage: Stage) -> None:
     browser.pause(stage.dag_id, paused=False)
     backfill = browser.post("/backfills", body)
     stage.wait(stage.tasks, "the backfill made a run")
-    over(stage)
-    browser.delete_run(stage.dag_id, stage.run_id)
+    delete_green(stage)
     browser.put(f"/backfills/{backfill['id']}/cancel")
     browser.post("/backfills", body)
     stage.wait(lambda: stage.called("a", times=2), "a calls again")

@@ -155,7 +155,7 @@ OTHERS = (
         "green spawn cleared without its await",
         "matrix_await",
         acts.clear_spawn_alone(then_await=False),
-        Seen("success", _both("Completed Pending 1+1"), "--"),
+        Seen("success", _both("Completed Pending 1+1"), "handles"),
     ),
     Cell(
         "green spawn cleared, then its await",

@@ -28,6 +28,7 @@ BUSY = ("scheduled", "queued", "running", "restarting", "up_for_retry", "deferre
 TASKS = sqlalchemy.text(
     "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = :dag AND run_id = :run"
 )
+STATE = sqlalchemy.text("SELECT state FROM dag_run WHERE dag_id = :dag AND run_id = :run")
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,13 @@ class Stage:
         return Seen(str(state), children, self._results(task_id))
 
     def is_over(self) -> bool:
-        """Whether no task of the run will move by itself."""
-        tasks = self.tasks()
-        return bool(tasks) and all(state not in BUSY for state, _ in tasks.values())
+        """Whether no task of the run will move by itself, and the scheduler has seen that.
+
+        What is cleared before it has is forgotten: the scheduler ends the DAG run with the cleared task in it.
+        """
+        with self.records.store.database.engine().connect() as connection:
+            state = connection.execute(STATE, {"dag": self.dag_id, "run": self.run_id}).scalar()
+        return state in ("success", "failed") and all(state not in BUSY for state, _ in self.tasks().values())
 
     def called(self, item: str, call: str = "second", times: int = 1) -> bool:
         """Whether an item's child made a call so often."""
@@ -214,4 +219,6 @@ class Stage:
             found = self.stand.browser.xcom(self.dag_id, self.run_id, task_id)
         except AssertionError:
             return "-"
-        return "".join(str(result.get("output", "?")) for result in found) if isinstance(found, list) else "-"
+        if not isinstance(found, list):
+            return "-"
+        return "".join(result["output"] for result in found) if all("output" in each for each in found) else "handles"

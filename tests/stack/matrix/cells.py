@@ -88,8 +88,6 @@ DRAINED = Row("drain, retry after the grace", acts.drain, "success", "ba", "Canc
 
 QUICK = {
     ("spawn", "SIGKILL", "running"),
-    ("spawn", "clear", "cancelled"),
-    ("await", "SIGKILL", "never started"),
     ("await", "mark failed", "failed"),
     ("spawn", "DAG run deleted, made again", "succeeded"),
 }

@@ -121,7 +121,15 @@ def _cell(each: Row, state: str, target: str, dag_id: str) -> Cell:
         acts.play(stage, state, each.act, target)
 
     expected = Seen(each.task, {"a": each.a[state], "b": each.b}, each.results)
-    return Cell(f"{target}, {each.name}, {state}", dag_id, act, expected, target, (target, each.name, state) in QUICK)
+    return Cell(
+        f"{target}, {each.name}, {state}",
+        dag_id,
+        act,
+        expected,
+        target,
+        idle=each is DRAINED,
+        quick=(target, each.name, state) in QUICK,
+    )
 
 
 def _both(told: str) -> dict[str, str]:

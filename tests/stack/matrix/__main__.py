@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -21,6 +22,7 @@ def main() -> int:
     arguments = parser.parse_args()
     cells = [cell for cell in CELLS if not arguments.words or any(words in cell.name for words in arguments.words)]
     cells = [cell for cell in cells if cell.quick or not arguments.quick]
+    signal.signal(signal.SIGTERM, leave)
     server, stop = start_embedded()
     try:
         with started(server, settings=WIDE) as stand:
@@ -32,6 +34,11 @@ def main() -> int:
     finally:
         stop()
     return int(not all(outcome.is_good for outcome in outcomes))
+
+
+def leave(_signal: int, _frame: object) -> None:
+    """Stop the stand though cells are still being played."""
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -67,15 +67,16 @@ def play_all(
     doors = Doors(stand)
     say(HEADER)
     outcomes = []
+    # Those that take longest begin first.
+    ordered = sorted(cells, key=lambda cell: not cell.idle)
+    pool = ThreadPoolExecutor(width + sum(cell.idle for cell in cells))
     try:
-        # Those that take longest begin first.
-        ordered = sorted(cells, key=lambda cell: not cell.idle)
-        with ThreadPoolExecutor(width + sum(cell.idle for cell in cells)) as pool:
-            futures = [pool.submit(_play, stand, records, doors, cell) for cell in ordered]
-            for future in as_completed(futures):
-                outcomes.append(future.result())
-                say(str(outcomes[-1]))
+        for future in as_completed([pool.submit(_play, stand, records, doors, cell) for cell in ordered]):
+            outcomes.append(future.result())
+            say(str(outcomes[-1]))
     finally:
+        # Where somebody stops it half way, the stand goes at once, and every cell with it.
+        pool.shutdown(wait=False, cancel_futures=True)
         doors.open("")
         stand.witness.on_call = lambda _: None
     return outcomes

@@ -96,12 +96,7 @@ def childrun_runner_dag(
     :param retries: of the task: a lost worker costs one; after the last, the awaiting task dispatches anew
     :raises InputError: code ``operation_invalid``
     """
-    for made in operations:
-        if not isinstance(made, Operation):
-            raise InputError(
-                f"operations has a {type(made).__name__}: decorate the function with @operation",
-                code="operation_invalid",
-            )
+    _check_operations(operations)
     dag = _empty_dag(dag_id, operations, max_active_runs)
     given = {"pool": pool, "queue": queue, "executor": executor, "priority_weight": priority_weight}
     with dag:

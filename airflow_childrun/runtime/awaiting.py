@@ -70,6 +70,7 @@ class Awaiting:
         :raises Abandoned: if the process gives up
         :raises HostError: code ``child_run_missing``, if a run is not in the store any more
         """
+        self._supervisor.check_open()
         early, self._early = self._early, []
         if early:
             return early

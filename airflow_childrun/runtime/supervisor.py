@@ -158,9 +158,9 @@ class Supervisor:
     def wait_for_news(self, timeout_s: float) -> None:
         """Wait until anything happens to a run of this process, or the time is over, or, by Abandoned, the process gives up."""
         with self._monitor:
-            self._check_open()
+            self.check_open()
             self._monitor.wait(timeout_s)
-            self._check_open()
+            self.check_open()
 
     def park(self, run_ids: Collection[UUID], least_s: float, *, lives_on: bool) -> Rest | None:
         """Give everything up whose next step is ``least_s`` or more away, leases included; None if there is anything sooner.
@@ -170,7 +170,7 @@ class Supervisor:
         :param run_ids: which runs the caller believes to be driven here; None is returned if one of them is not any more
         """
         with self._monitor:
-            self._check_open()
+            self.check_open()
             rest = rest_of(self._house.slots, self._active, self._holds, self._mailboxes)
             if rest is None or not rest.outlasts(run_ids, self._house.now_us() + round(least_s * 1_000_000)):
                 return None
@@ -200,6 +200,11 @@ class Supervisor:
         for journal in journals:
             journal.kill()
         self._close_session_if_last()
+
+    def check_open(self) -> None:
+        """Raise Abandoned if the process has given up."""
+        if self._house.slots.is_closed:
+            raise Abandoned("this process gave the run up while it waited")
 
     def is_idle(self) -> bool:
         """Whether nothing is driven."""
@@ -375,7 +380,7 @@ class Supervisor:
                 until,
             )
             with self._monitor:
-                self._check_open()
+                self.check_open()
                 error = self._undrivable.get(run_id)
             row = self._find(run_id)
             if row.is_terminal or now_us() >= until:
@@ -393,7 +398,3 @@ class Supervisor:
         if row is None:
             raise NotFoundError(f"there is no run {run_id}; see `childrun runs list`", code="run_not_found")
         return row
-
-    def _check_open(self) -> None:
-        if self._house.slots.is_closed:
-            raise Abandoned("this process gave the run up while it waited")

@@ -57,6 +57,18 @@ def started(lab: HostLab) -> threading.Event:
     return event
 
 
+def test_a_task_that_was_told_to_leave_looks_at_its_children_no_more(lab: HostLab, started: threading.Event) -> None:
+    """The thread that waited for them ends: where the process lives on, it would ask the store for ever, without a pause."""
+    one = lab.begin(AirflowTask())
+    rows = one.spawn(lab.wanted("sleeps", ["a"]))
+    waiting = threading.Thread(target=lambda: _ignore_abandoned(one, rows), daemon=True)
+    waiting.start()
+    assert started.wait(10)
+    one.host.leave(3.0)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
 def test_a_kill_asks_the_children_to_end_and_a_retry_takes_it_back(lab: HostLab, started: threading.Event) -> None:
     task = AirflowTask()
     one, rows = begun(lab, task, started)

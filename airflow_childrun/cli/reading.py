@@ -9,10 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError, InputError, NotFoundError
-from airflow_childrun.model.events import RunStarted
+from airflow_childrun.runtime.histories import read_start
 from airflow_childrun.runtime.overdue import as_read, find_as_read
 from airflow_childrun.store.api import RunFilter, RunRow, Store
-from airflow_childrun.store.codec import decode_event
 
 PAGE = 500
 _FULL = 32
@@ -147,12 +146,11 @@ def _key_of(store: Store, row: RunRow) -> str | None:
     if row.parent_run_id is None:
         return None
     try:
-        first = [decode_event(event) for event in store.read_events(row.run_id, 1, 1)]
+        parent = read_start(store, row.run_id).parent
     except CorruptionError:
         # A list must not end at a run that is damaged: `childrun verify` says what is wrong with it.
         return None
-    started = first[0] if first else None
-    return started.parent.fact_key if isinstance(started, RunStarted) and started.parent else None
+    return parent.fact_key if parent else None
 
 
 def moment(at: int | None) -> str:

@@ -11,12 +11,11 @@ from airflow_childrun.errors import HostError
 from airflow_childrun.hooks.coordinates import TaskPlace
 from airflow_childrun.hooks.driving import Driving
 from airflow_childrun.hooks.observer import TaskObserver
-from airflow_childrun.model.events import RunStarted
 from airflow_childrun.runtime.dispatch import CONF_KEY
 from airflow_childrun.runtime.generations import get_many
+from airflow_childrun.runtime.histories import read_starts
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Owner, RunRow
-from airflow_childrun.store.codec import decode_event
 
 _log = logging.getLogger("airflow.task.childrun")
 
@@ -46,10 +45,9 @@ class RunnerTask(Driving):
                 code="child_run_missing",
             )
         rows = [found[run_id] for run_id in run_ids]
-        for row in rows:
-            started = decode_event(self._house.store.read_events(row.run_id, 1, 1)[0])
-            if isinstance(started, RunStarted) and started.parent is not None:
-                self._observer.keys[row.run_id] = started.parent.fact_key
+        for run_id, started in read_starts(self._house.store, run_ids).items():
+            if started.parent is not None:
+                self._observer.keys[run_id] = started.parent.fact_key
         self._announce(rows)
         return rows
 

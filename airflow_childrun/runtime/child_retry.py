@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from airflow_childrun.model.config import ChildRetryPolicy
-from airflow_childrun.model.events import RUN_TIMED_OUT, RunStarted
+from airflow_childrun.model.events import RUN_TIMED_OUT
 from airflow_childrun.runtime.ends import find_cause
+from airflow_childrun.runtime.histories import read_start
 from airflow_childrun.store.api import RunRow, Store
-from airflow_childrun.store.codec import decode_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ def next_attempt(store: Store, row: RunRow) -> Again | None:
     """
     if row.status != "Failed" or row.ended_at is None:
         return None
-    started = decode_event(store.read_events(row.run_id, 1, 1)[0])
-    policy = started.child_retry_policy if isinstance(started, RunStarted) else None
-    if not isinstance(started, RunStarted) or policy is None or started.child_attempt >= policy.attempts:
+    started = read_start(store, row.run_id)
+    policy = started.child_retry_policy
+    if policy is None or started.child_attempt >= policy.attempts:
         return None
     if row.error_code in policy.non_retryable or not _may_help(store, row):
         return None

@@ -8,12 +8,11 @@ from uuid import UUID
 from airflow_childrun.engine.decide import close_orphan
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.inbox import CANCEL, CLOSE, WITHDRAW, EndRequest, request_body, standing_request
-from airflow_childrun.errors import CorruptionError
-from airflow_childrun.model.events import INBOX_CONSUMED, DomainEvent, Event, RunCompleted, RunStarted
-from airflow_childrun.runtime.histories import load_history
+from airflow_childrun.model.events import INBOX_CONSUMED, DomainEvent, Event, RunCompleted
+from airflow_childrun.runtime.histories import load_history, read_start, read_starts
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Commit, Committed, InboxPost, RunRow, RunStep, Store, TakeLease
-from airflow_childrun.store.codec import decode_event, encode_event
+from airflow_childrun.store.codec import encode_event
 from airflow_childrun.store.projection import moves_of
 
 END_TRIES = 5
@@ -38,12 +37,13 @@ def withdraw_posts(house: House, rows: Iterable[RunRow]) -> list[InboxPost]:
 def closable_children(store: Store, run_ids: Iterable[UUID]) -> list[RunRow]:
     """Return those runs that have not ended and whose spawn recorded the policy ``cancel``."""
     rows = [row for row in store.get_runs(run_ids).values() if not row.is_terminal]
-    return [row for row in rows if close_policy(store, row) == "cancel"]
+    starts = read_starts(store, (row.run_id for row in rows))
+    return [row for row in rows if starts[row.run_id].parent_close_policy == "cancel"]
 
 
 def close_policy(store: Store, row: RunRow) -> str | None:
     """Return what a run's spawn recorded for the end of its parent; None in V1, which means ``abandon``."""
-    return _started(store, row).parent_close_policy
+    return read_start(store, row.run_id).parent_close_policy
 
 
 def cancel_run(house: House, run_id: UUID, reason: str, *, kind: str = CANCEL) -> dict[UUID, str]:
@@ -116,7 +116,7 @@ def may_be_overdue(row: RunRow) -> bool:
 
 def needs_clean_up(store: Store, row: RunRow) -> bool:
     """Whether a run's operation has an ``on_cancel`` that must run before it ends."""
-    return _started(store, row).on_cancel and load_history(store, row.run_id).last_entered is not None
+    return read_start(store, row.run_id).on_cancel and load_history(store, row.run_id).last_entered is not None
 
 
 def _end(house: House, row: RunRow, request: EndRequest) -> Commit:
@@ -157,10 +157,3 @@ def _leaves_first(store: Store, run_id: UUID) -> list[RunRow]:
         level = [child for row in level for child in store.children_of(row.run_id) if not child.is_terminal]
         found = [*found, *level]
     return found[::-1]
-
-
-def _started(store: Store, row: RunRow) -> RunStarted:
-    first = [decode_event(event) for event in store.read_events(row.run_id, 1, 1)]
-    if first and isinstance(first[0], RunStarted):
-        return first[0]
-    raise CorruptionError(f"the history of run {row.run_id} does not begin with RunStarted", code="stream_broken")

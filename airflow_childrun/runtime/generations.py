@@ -11,11 +11,10 @@ from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import Lineage, Request, create_step, prepare_run
 from airflow_childrun.ids import child_run_id
-from airflow_childrun.model.events import ENGINE, Continues, Parent, RunStarted
-from airflow_childrun.runtime.histories import load_history, read_manifest
+from airflow_childrun.model.events import ENGINE, Continues, Parent
+from airflow_childrun.runtime.histories import load_history, read_manifest, read_start, read_starts
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Artifact, RunFilter, RunRow, RunStep, Store
-from airflow_childrun.store.codec import decode_event
 from airflow_childrun.transports.nursery import NextAttempt
 
 PAGE = 500
@@ -73,12 +72,8 @@ def find_cleaned_up(store: Store, rows: Iterable[RunRow]) -> set[UUID]:
     found = {row.run_id for row in rows if row.op_id == DAG_RUN_OPERATION}
     # It ends as Cancelled, but where too many of its processes die.
     maybe = [row for row in rows if row.status == "Cancelled" or row.error_code == RECOVERY_LIMIT_EXCEEDED]
-    for start in range(0, len(maybe), PAGE):
-        ends = store.read_ends(row.run_id for row in maybe[start : start + PAGE])
-        firsts = {run_id: decode_event(events[0]) for run_id, events in ends.items()}
-        having = [run_id for run_id, first in firsts.items() if isinstance(first, RunStarted) and first.on_cancel]
-        found |= {run_id for run_id in having if load_history(store, run_id).has_cleaned_up}
-    return found
+    having = [run_id for run_id, start in read_starts(store, (row.run_id for row in maybe)).items() if start.on_cancel]
+    return found | {run_id for run_id in having if load_history(store, run_id).has_cleaned_up}
 
 
 def next_generation(house: House, row: RunRow, opener: RunIdentity, again: NextAttempt | None = None) -> Succession:
@@ -145,10 +140,9 @@ def _afresh(house: House, row: RunRow, opener: RunIdentity, history: RunHistory,
     before = history.start
     if before.parent is None:
         raise AssertionError(f"run {row.run_id} has no slot to open a generation of")
-    first = decode_event(house.store.read_events(history.chain_id, 1, 1)[0])
     request = Request(
         read_manifest(house.store, row.root_run_id, before),
-        snapshot_id=first.initial_snapshot_id if isinstance(first, RunStarted) else before.initial_snapshot_id,
+        snapshot_id=read_start(house.store, history.chain_id).initial_snapshot_id,
         parent_close_policy=before.parent_close_policy,
         airflow=before.airflow,
         deadline_at=_deadline(house.store, row, opener),

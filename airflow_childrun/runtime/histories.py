@@ -179,6 +179,31 @@ def check_stream(run_id: UUID, stored: Sequence[StoredEvent]) -> None:
     check_chain(run_id, stored)
 
 
+def read_start(store: Reads, run_id: UUID) -> RunStarted:
+    """Return a run's first event.
+
+    :raises CorruptionError: code ``stream_broken``, if it is none that begins a run
+    """
+    return _start(run_id, store.read_events(run_id, 1, 1))
+
+
+def read_starts(store: Store, run_ids: Iterable[UUID]) -> dict[UUID, RunStarted]:
+    """Return the first events of those runs that exist, some hundred to a query.
+
+    :raises CorruptionError: code ``stream_broken``, if one is none that begins a run
+    """
+    wanted = list(dict.fromkeys(run_ids))
+    ends = [store.read_ends(wanted[at : at + PAGE]) for at in range(0, len(wanted), PAGE)]
+    return {run_id: _start(run_id, stored) for page in ends for run_id, stored in page.items()}
+
+
+def _start(run_id: UUID, stored: Sequence[StoredEvent]) -> RunStarted:
+    first = decode_event(stored[0]) if stored else None
+    if isinstance(first, RunStarted):
+        return first
+    raise CorruptionError(f"the history of run {run_id} does not begin with RunStarted", code="stream_broken")
+
+
 def read_manifest(store: Reads, root_run_id: UUID, started: RunStarted) -> RunManifest:
     """Return the manifest of a run.
 

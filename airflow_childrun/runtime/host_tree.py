@@ -14,18 +14,18 @@ from airflow_childrun.engine.ports import RunIdentity
 from airflow_childrun.engine.prepare import Lineage, Prepared, Request, prepare_run
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.config import ChildRetryPolicy
-from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted, RunStarted
+from airflow_childrun.model.events import FACT_RECORDED, DomainEvent, Event, RunCompleted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.requests import ClosePolicy, SpawnResponse
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.closing import orphan_posts
 from airflow_childrun.runtime.generations import find_cleaned_up, next_generation
-from airflow_childrun.runtime.histories import load_history, read_manifest
+from airflow_childrun.runtime.histories import load_history, read_manifest, read_start
 from airflow_childrun.runtime.host_diff import manifest_differences
 from airflow_childrun.runtime.host_try import Known
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Artifact, InboxPost, RunRow, RunStep, Store, TakeLease
-from airflow_childrun.store.codec import decode_event, encode_event
+from airflow_childrun.store.codec import encode_event
 from airflow_childrun.store.projection import moves_of
 from airflow_childrun.transports.child_runs import spawned_event
 
@@ -95,10 +95,10 @@ def _initial_snapshot(store: Store, row: RunRow) -> str:
     """Return the context that a slot's chain of generations began with."""
     snapshot_id, run_id, generation = row.initial_snapshot_id, row.run_id, row.generation
     while generation > 1:
-        started = decode_event(store.read_events(run_id, 1, 1)[0])
-        if not isinstance(started, RunStarted) or started.continues is None:
+        continues = read_start(store, run_id).continues
+        if continues is None:
             break
-        run_id, generation = UUID(started.continues.run_id), generation - 1
+        run_id, generation = UUID(continues.run_id), generation - 1
         before = store.get_runs([run_id])[run_id]
         snapshot_id = before.initial_snapshot_id
     return snapshot_id

@@ -13,6 +13,7 @@ from airflow_childrun.engine.fact_io import decode_answer
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.events import ENGINE_NAMES, FACT_FAILED, FACT_RECORDED, DomainEvent, StateEntered
 from airflow_childrun.runtime.ends import end_of
+from airflow_childrun.runtime.histories import read_start
 from airflow_childrun.store.api import RunRow, Store
 from airflow_childrun.store.codec import decode_events
 
@@ -110,6 +111,5 @@ def _error(event: DomainEvent) -> ErrorInfo:
 
 
 def _key_of(store: Store, row: RunRow) -> str | None:
-    first = decode_events(store.read_events(row.run_id, 1, 1))[0][1]
-    parent = getattr(first, "parent", None)
-    return None if parent is None else str(parent.fact_key)
+    parent = read_start(store, row.run_id).parent
+    return None if parent is None else parent.fact_key

@@ -108,7 +108,6 @@ class HostRun:
         :raises HostError: codes ``stale_attempt``, ``host_list_changed``, ``child_run_conflict``
         :raises ChildRunError: what is wrong with an operation, an input or a configuration; nothing is stored then
         """
-        self._stream.reads_policies = cut is not None
         kind, last = self._recognise()
         host_id = self._host_id(kind)
         keeper = TreeKeeper(self._house, host_id, self._root, self._airflow)
@@ -181,9 +180,7 @@ class HostRun:
         openings = [keeper.resume(row) for row in opened]
         before = {opening.run_id: row.run_id for opening, row in zip(openings, opened, strict=True)}
         batches = self.dispatched_by_parents(opened)
-        self._stream.reads_policies = bool(batches)
-        cut = successors(batches, before)
-        ran = self._commit_openings(openings, cut)
+        ran = self._commit_openings(openings, successors(batches, before))
         newest |= newest_of(self._house.store, (row.slot_id for row in opened))
         slots = tuple(
             Slot(str(slot_id), slot_id, newest[slot_id].run_id, newest[slot_id].generation) for slot_id in slot_ids

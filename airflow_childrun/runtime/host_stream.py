@@ -46,8 +46,6 @@ class HostStream:
         self._airflow = airflow
         self._root = coordinates.root_run_id()
         self.row: RunRow | None = None
-        self.reads_policies = False
-        """Whether children may be there that are to outlive this task: to read what each recorded takes a query a child."""
         self._head, self._epoch = 0, 0
 
     @property
@@ -110,8 +108,8 @@ class HostStream:
         One commit under the try's epoch, which it raises: a zombie closes nothing.
         """
         wanted = set(run_ids) | {row.run_id for row in self._house.store.children_of(self.host_id)}
-        left = self._closable(wanted)
-        posts = tuple(close_posts(self._house, left, reason, grace_us=grace_us))
+        left = closable_children(self._house.store, wanted)
+        posts = tuple(close_posts(self._house, (row.run_id for row in left), reason, grace_us=grace_us))
         head = self._head
         for _ in range(CLOSE_TRIES):
             step = RunStep(self.host_id, head, self._epoch, lease=TakeLease(None))
@@ -126,14 +124,8 @@ class HostStream:
 
     def end(self, run_ids: Iterable[UUID], reason: str) -> None:
         """End runs, and what is below them, as far as nobody owns them; owners are asked to."""
-        for run_id in self._closable(run_ids):
-            cancel_run(self._house, run_id, reason, kind=CLOSE)
-
-    def _closable(self, run_ids: Iterable[UUID]) -> list[UUID]:
-        if self.reads_policies:
-            return [row.run_id for row in closable_children(self._house.store, run_ids)]
-        rows = self._house.store.get_runs(run_ids).values()
-        return [row.run_id for row in rows if not row.is_terminal]
+        for row in closable_children(self._house.store, run_ids):
+            cancel_run(self._house, row.run_id, reason, kind=CLOSE)
 
     def _creation(self, host_id: UUID, generation: int, event: DomainEvent) -> RunStep:
         at = self._coordinates

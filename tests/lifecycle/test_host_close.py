@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_a_task_that_was_told_to_leave_looks_at_its_children_no_more(lab: HostLa
     one.host.leave(3.0)
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_child_to_be_abandoned_outlives_the_task_whoever_drives_it(lab: HostLab, started: threading.Event) -> None:
+    """As DAG runs as children do, which this task drives itself, and tasks do that come back from the triggerer."""
+    (wanted,) = lab.wanted("sleeps", ["a"])
+    one = lab.begin(AirflowTask())
+    rows = one.spawn([replace(wanted, parent_close_policy="abandon")])
+    threading.Thread(target=lambda: _ignore_abandoned(one, rows), daemon=True).start()
+    assert started.wait(10)
+    one.host.leave(within_s=10)
+    one.host.fail_for_good()
+    assert kinds(lab, rows[0]) == []
+    assert not rows_of(lab, rows)[0].is_terminal
 
 
 def test_a_kill_asks_the_children_to_end_and_a_retry_takes_it_back(lab: HostLab, started: threading.Event) -> None:

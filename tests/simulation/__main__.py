@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import Counter
 
-from tests.simulation.run import simulate
+from tests.simulation.run import FAULTS, simulate
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", choices=FAULTS, help="the one fault that strikes, once, in a single process")
     parser.add_argument("--keep-going", action="store_true", help="print one line per failing seed and go on")
     parser.add_argument("--json", action="store_true", help="print what happened in all of them as the last line")
     given = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> int:
     seeds = given.seeds or range(given.first, given.first + given.count)
     for seed in seeds:
         try:
-            done = simulate(seed) if not given.keep_going else _quietly(seed)
+            done = simulate(seed, only=given.only) if not given.keep_going else _quietly(seed, given.only)
         except Exception as error:
             failed += 1
             if given.keep_going:
@@ -47,10 +48,10 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _quietly(seed: int):
+def _quietly(seed: int, only: str | None):
     from tests.simulation.run import Simulation
 
-    simulation = Simulation(seed)
+    simulation = Simulation(seed, only=only)
     simulation.run()
     return simulation
 

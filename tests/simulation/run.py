@@ -24,6 +24,7 @@ from tests.simulation.limits import check_recoveries
 from tests.simulation.machines import Faults, Machine, Setting, StoreClock
 from tests.simulation.programs import OPERATIONS, STAGE, Author, Expected, Program, answer
 
+FAULTS = ("refused", "unheard", "late", "slow", "death", "pause")
 MOST_DEATHS = 4
 LOG_LINES = 250
 
@@ -33,10 +34,12 @@ class Simulation:
     """What a seed makes.
 
     :param calm: without faults, cancellations and a second process
+    :param only: the one fault that strikes, once; nobody cancels, and there is no second process
     """
 
     seed: int
     calm: bool = False
+    only: str | None = None
     random: Random = field(init=False)
     calls: list[tuple[str, str]] = field(default_factory=list)
     broken: Counter[str] = field(default_factory=Counter)
@@ -47,7 +50,7 @@ class Simulation:
     def __post_init__(self) -> None:
         """Choose trees, processes and faults."""
         self.random = random = Random(self.seed)
-        self.cancels = random.random() < 0.25 and not self.calm
+        self.cancels = random.random() < 0.25 and not self._is_alone()
         author = Author(random, random.randint(2, 8), timeouts=self.cancels)
         self.programs: list[tuple[str, Program]] = [(author.operation(), author.program())]
         if random.random() < 0.2:
@@ -66,14 +69,18 @@ class Simulation:
         self.expected = Expected()
         self.ends = [self.expected.run(op, program) for op, program in self.programs]
 
+    def _is_alone(self) -> bool:
+        """Whether one process drives everything, and nobody comes in between."""
+        return self.calm or self.only is not None
+
     def _faults(self) -> Faults:
         """Choose what goes wrong: a fifth of all seeds only has schedules."""
         random = self.random
+        if self.only is not None:
+            return Faults(**{self.only: 0.05}, left=1)  # type: ignore[arg-type]
         if self.calm or random.random() < 0.2:
             return Faults()
-        rates: dict[str, Any] = {
-            name: random.choice([0.0, 0.01, 0.05]) for name in ("refused", "unheard", "late", "slow", "death", "pause")
-        }
+        rates: dict[str, Any] = {name: random.choice([0.0, 0.01, 0.05]) for name in FAULTS}
         return Faults(**rates, left=random.randint(1, 12))
 
     # -- the world
@@ -131,7 +138,7 @@ class Simulation:
         logging.disable(logging.CRITICAL)
         try:
             self._create()
-            for number in range(1 if self.calm else self.random.choice([1, 1, 2, 3])):
+            for number in range(1 if self._is_alone() else self.random.choice([1, 1, 2, 3])):
                 self.setting.boot(f"task {number}")
             init = Process(self.baton, "init")
             self.baton.start(init, "respawn", self._respawn)
@@ -165,7 +172,7 @@ class Simulation:
         """Begin another process where one died, or in the place of one that lives."""
         baton = self.baton
         mourned: set[str] = set()
-        takeovers = 0 if self.calm else self.random.choice([0, 0, 0, 1, 2])
+        takeovers = 0 if self._is_alone() else self.random.choice([0, 0, 0, 1, 2])
         while not all(machine.is_done or machine.process.dead for machine in self.setting.machines) or (
             self.setting.open_runs()
         ):
@@ -227,8 +234,15 @@ class Simulation:
             self._check_attempts()
 
     def _check_attempts(self) -> None:
-        """Check that a single answer which is lost costs no attempt, however late its commit happens."""
-        if len(self.setting.machines) == 1 and self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
+        """Check that a single answer which is lost costs no attempt, however late its commit happens.
+
+        A process that the schedule starves loses its session, and with it attempts, without any fault.
+        """
+        sessions = sum(what == "open_session done" for _, _, what in self.baton.log)
+        was_starved = sessions > len(self.setting.machines)
+        if was_starved or len(self.setting.machines) > 1:
+            return
+        if self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
             bodies = [event.body for events in self.setting.store._events.values() for event in events]
             assert not any(b'"recovered"' in body for body in bodies), "an attempt was left open"
 
@@ -276,16 +290,17 @@ class Simulation:
         """Return the end of the schedule's log."""
         lines = [f"seed {self.seed}: {self.setting.faults} {self.setting.limits}"]
         lines += [f"{(at - BEGIN_US) / 1e6:12.6f} {who:40} {what}" for at, who, what in self.baton.log[-LOG_LINES:]]
-        lines.append(f"to see it alone: python -m tests.simulation {self.seed}")
+        only = f" --only {self.only}" if self.only else ""
+        lines.append(f"to see it alone: python -m tests.simulation {self.seed}{only}")
         return "\n".join(lines)
 
 
-def simulate(seed: int, *, calm: bool = False) -> Simulation:
+def simulate(seed: int, *, calm: bool = False, only: str | None = None) -> Simulation:
     """Run a seed; where it fails, print its schedule.
 
     :raises AssertionError: what did not come right
     """
-    simulation = Simulation(seed, calm=calm)
+    simulation = Simulation(seed, calm=calm, only=only)
     try:
         simulation.run()
     except BaseException:

@@ -17,11 +17,11 @@ from airflow_childrun.runtime import driver
 from airflow_childrun.runtime.sessions import SessionKeeper
 from airflow_childrun.runtime.waiting import Hold
 from airflow_childrun.store import decision
-from tests.simulation.run import Simulation, simulate
+from tests.simulation.run import FAULTS, Simulation, simulate
 
 NORMAL, MANY, PACK = 2_000, 100_000, 1_000
 FIRST = int(os.environ.get("CHILDRUN_SIMULATION_FIRST", "0"))
-FAULTS = ("refused", "unheard", "late", "slow", "death", "pause", "given_up")
+HAPPENINGS = (*FAULTS, "given_up")
 
 
 def simulate_many(first: int, count: int) -> Counter[str]:
@@ -44,7 +44,7 @@ def test_every_schedule_comes_right() -> None:
     """Whatever fails prints its schedule, and how to see it alone."""
     happened = simulate_many(FIRST, NORMAL)
     assert happened["schedules"] == NORMAL
-    assert min(happened[name] for name in FAULTS) > 50, happened
+    assert min(happened[name] for name in HAPPENINGS) > 50, happened
 
 
 @pytest.mark.soak
@@ -121,6 +121,16 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+LOST_ANSWERS = ("unheard", "late", "refused")
+
+
+@pytest.mark.parametrize("only", LOST_ANSWERS)
+def test_one_answer_that_is_lost_costs_no_attempt(only: str) -> None:
+    """With one process and one fault nothing hides what the fault costs."""
+    happened = [simulation.setting.faults.happened for seed in range(150) for simulation in [simulate(seed, only=only)]]
+    assert happened.count([only]) > 75
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_guard_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one guard taken away some seed among the first few hundred fails."""
@@ -128,6 +138,7 @@ def test_a_broken_guard_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -
     for seed in range(600):
         try:
             Simulation(seed).run()
+            Simulation(seed, only=LOST_ANSWERS[seed % 3]).run()
         except Exception:
             return
     raise AssertionError(f"{name}: 600 schedules did not notice")

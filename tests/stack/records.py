@@ -27,12 +27,12 @@ class Records:
         """Return what a stand's store holds."""
         return cls(stand.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2:", "+psycopg:"))
 
-    def hosts(self, dag_id: str, run_id: str, task_id: str | None = None) -> list[RunRow]:
-        """Return the host runs of a DAG run's tasks, oldest first."""
+    def hosts(self, dag_id: str, run_id: str | None, task_id: str | None = None) -> list[RunRow]:
+        """Return the host runs of a DAG run's tasks, or of all DAG runs of a DAG, oldest first."""
         page = self.store.find_runs(RunFilter(dag_id=dag_id, dag_run_id=run_id, task_id=task_id), None, 500)
         return sorted(page.rows, key=lambda row: row.created_at)
 
-    def children(self, dag_id: str, run_id: str, task_id: str | None = None) -> list[RunRow]:
+    def children(self, dag_id: str, run_id: str | None, task_id: str | None = None) -> list[RunRow]:
         """Return every generation of every child, oldest first."""
         rows = [row for host in self.hosts(dag_id, run_id, task_id) for row in self.store.children_of(host.run_id)]
         return sorted(rows, key=lambda row: (row.created_at, row.generation))
@@ -66,7 +66,7 @@ class Records:
         found = [event["Domain"] for event in self.events(row) if "Domain" in event]
         return [event["payload"]["kind"] for event in found if event["name"] == "host_try"]
 
-    def findings(self, dag_id: str, run_id: str) -> list[Any]:
-        """Return what ``verify`` finds in a DAG run's trees; nothing, if all is well."""
+    def findings(self, dag_id: str, run_id: str | None) -> list[Any]:
+        """Return what ``verify`` finds in a DAG run's trees, or in those of a whole DAG; nothing, if all is well."""
         rows = self.hosts(dag_id, run_id) + self.children(dag_id, run_id)
         return [finding for row in rows for finding in verify_run(self.store, row.run_id)]

@@ -61,6 +61,25 @@ def three(io: Any, two: str) -> str:
     return two
 
 
+daily = Operation("daily_cell", version="1")
+
+
+@daily.state
+def morning(io: Any, day: str) -> str:
+    """Ask for the first time."""
+    io.step(ask, f"cell/{io.airflow['dag_id']}/{day}/first", io.idempotency_token("first"), key="first")
+    return day
+
+
+@daily.state
+def evening(io: Any, morning: str) -> str:
+    """Fail while the flag is up, else ask again."""
+    if (home() / "flags" / f"{io.airflow['dag_id']}_{morning}").exists():
+        raise RuntimeError(f"{morning} is refused")
+    io.step(ask, f"cell/{io.airflow['dag_id']}/{morning}/second", io.idempotency_token("second"), key="second")
+    return morning
+
+
 patient = Operation("patient_cell", version="1")
 
 
@@ -149,6 +168,17 @@ SCHEDULED: dict[str, Any] = {
     "catchup": False,
     "is_paused_upon_creation": True,
 }
+
+MONTH: dict[str, Any] = {
+    **COMMON,
+    "start_date": datetime(2026, 3, 1, tzinfo=UTC),
+    "end_date": datetime(2026, 3, 30, tzinfo=UTC),
+    "is_paused_upon_creation": True,
+}
+
+for form, catchup in {"": False, "_again": False, "_scheduled": True}.items():
+    with DAG(f"matrix_month{form}", schedule="@daily", catchup=catchup, **MONTH):
+        SpawnChildRunOperator(task_id="spawn", operation=daily, input="{{ ds }}", retries=0)
 
 with DAG("matrix_daily", schedule="@daily", **SCHEDULED):
     build("spawn")

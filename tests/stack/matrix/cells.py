@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tests.stack.matrix import acts
+from tests.stack.matrix import acts, months
 from tests.stack.matrix.acts import Act
-from tests.stack.matrix.stage import Seen, Stage
+from tests.stack.matrix.stage import MonthStage, Seen, Stage
 
 STATES = ("running", "succeeded", "failed", "cancelled", "never started")
 TASKS = {"spawn": "the task that spawns and waits", "await": "the await behind a spawn that does not wait"}
@@ -21,15 +22,17 @@ class Cell:
     :param target: the task that something is done to
     :param idle: whether it keeps no worker for most of its time
     :param quick: whether it is in the subset that runs everywhere
+    :param stage: what it is played on
     """
 
     name: str
     dag_id: str
-    act: Callable[[Stage], None]
+    act: Callable[[Any], None]
     expected: Seen
     target: str = "spawn"
     idle: bool = False
     quick: bool = False
+    stage: type[Stage] = Stage
 
 
 @dataclass(frozen=True)
@@ -240,4 +243,29 @@ DEFERRED = tuple(
     )
 )
 
-CELLS: tuple[Cell, ...] = (*_grid(), *DEFERRED, *OTHERS)
+# Thirty days, each with a DAG run and a child of its own. Who reprocesses a run re-attaches to what it has.
+MONTHS = tuple(
+    Cell(name, dag_id, act, Seen("success", children), stage=MonthStage)
+    for name, dag_id, act, children in (
+        (
+            "30 days, again: none, failed, completed under reuse",
+            "matrix_month",
+            months.each_reprocess_behaviour,
+            {day: "Failed Completed 1+1" if day in months.REFUSED else "Completed 1+1" for day in months.DAYS},
+        ),
+        (
+            "30 days, again: completed",
+            "matrix_month_again",
+            months.completed_again,
+            dict.fromkeys(months.DAYS, "Completed Completed 2+2"),
+        ),
+        (
+            "30 days of the schedule, again in reverse",
+            "matrix_month_scheduled",
+            months.scheduled_again_in_reverse,
+            dict.fromkeys(months.DAYS, "Completed Completed 2+2"),
+        ),
+    )
+)
+
+CELLS: tuple[Cell, ...] = (*_grid(), *DEFERRED, *MONTHS, *OTHERS)

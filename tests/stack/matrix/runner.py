@@ -84,12 +84,12 @@ def play_all(
 
 def _play(stand: Stand, records: Records, doors: Doors, cell: Cell) -> Outcome:
     began = time.monotonic()
-    stage = Stage(stand, records, doors, cell.dag_id, re.sub(r"[^a-z0-9_]+", ".", cell.name.lower()))
+    stage = cell.stage(stand, records, doors, cell.dag_id, re.sub(r"[^a-z0-9_]+", ".", cell.name.lower()))
     seen, trouble = None, ""
     try:
         cell.act(stage)
         seen = _settled(stage, cell)
-        trouble = "; ".join(str(finding) for finding in records.findings(stage.dag_id, stage.run_id))
+        trouble = "; ".join(map(str, stage.findings()))
     except Exception as error:
         trouble = f"{type(error).__name__}: {error}"
     finally:

@@ -29,6 +29,9 @@ TASKS = sqlalchemy.text(
     "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = :dag AND run_id = :run"
 )
 STATE = sqlalchemy.text("SELECT state FROM dag_run WHERE dag_id = :dag AND run_id = :run")
+ALL_TASKS = sqlalchemy.text("SELECT task_id, state, try_number FROM task_instance WHERE dag_id = :dag")
+ALL_STATES = sqlalchemy.text("SELECT state FROM dag_run WHERE dag_id = :dag")
+OVER = ("success", "failed")
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,17 @@ class Stage:
     def rows(self) -> dict[str, list[RunRow]]:
         """Return the rows of every generation by item, oldest first, as they are to be read."""
         found: dict[str, list[RunRow]] = {}
-        for row in as_read(self.records.store, self.records.children(self.dag_id, self.run_id)):
+        for row in as_read(self.records.store, self.children()):
             found.setdefault(self.records.input(row), []).append(row)
         return found
+
+    def children(self) -> list[RunRow]:
+        """Return the rows of every generation, oldest first, as they stand in the store."""
+        return self.records.children(self.dag_id, self.run_id)
+
+    def findings(self) -> list[Any]:
+        """Return what ``verify`` finds."""
+        return self.records.findings(self.dag_id, self.run_id)
 
     def pid(self, item: str = "b") -> int:
         """Return the process that made an item's last call."""
@@ -171,7 +182,7 @@ class Stage:
         """
         with self.records.store.database.engine().connect() as connection:
             state = connection.execute(STATE, {"dag": self.dag_id, "run": self.run_id}).scalar()
-        return state in ("success", "failed") and all(state not in BUSY for state, _ in self.tasks().values())
+        return state in OVER and all(state not in BUSY for state, _ in self.tasks().values())
 
     def called(self, item: str, call: str = "second", times: int = 1) -> bool:
         """Whether an item's child made a call so often."""
@@ -222,3 +233,39 @@ class Stage:
         if not isinstance(found, list):
             return "-"
         return "".join(result["output"] for result in found) if all("output" in each for each in found) else "handles"
+
+
+class MonthStage(Stage):
+    """All DAG runs of one DAG, each with one child, whose item is its day."""
+
+    def __init__(self, stand: Stand, records: Records, doors: Doors, dag_id: str, _run_id: str) -> None:
+        super().__init__(stand, records, doors, dag_id, dag_id)
+
+    def tasks(self) -> dict[str, tuple[str | None, int]]:
+        """Return of each task the states that it has in any run, and its highest try number."""
+        found: dict[str, list[tuple[str | None, int]]] = {}
+        with self.records.store.database.engine().connect() as connection:
+            for name, state, tries in connection.execute(ALL_TASKS, {"dag": self.dag_id}):
+                found.setdefault(name, []).append((state, tries))
+        return {
+            name: (" ".join(sorted({str(state) for state, _ in each})), max(tries for _, tries in each))
+            for name, each in found.items()
+        }
+
+    def children(self) -> list[RunRow]:
+        """Return the rows of every generation of every run, oldest first."""
+        return self.records.children(self.dag_id, None)
+
+    def findings(self) -> list[Any]:
+        """Return what ``verify`` finds in any of the runs."""
+        return self.records.findings(self.dag_id, None)
+
+    def states(self) -> list[str]:
+        """Return the states of all DAG runs."""
+        with self.records.store.database.engine().connect() as connection:
+            return list(connection.execute(ALL_STATES, {"dag": self.dag_id}).scalars())
+
+    def is_over(self) -> bool:
+        """Whether no run will move by itself."""
+        states = self.states()
+        return bool(states) and all(state in OVER for state in states)

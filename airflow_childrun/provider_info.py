@@ -21,7 +21,11 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _NAME,
-                "python-modules": ["airflow_childrun.operators.childrun", "airflow_childrun.operators.maintenance"],
+                "python-modules": [
+                    "airflow_childrun.operators.childrun",
+                    "airflow_childrun.operators.maintenance",
+                    "airflow_childrun.operators.runner",
+                ],
             }
         ],
         "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_childrun.hooks.childrun"]}],

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+import airflow_childrun
 from airflow_childrun.hooks.connection import CONN_NAME_ATTR, CONN_TYPE, EXTRAS
 from airflow_childrun.hooks.settings import DEFAULT_CONN_ID, DEFAULTS
 from airflow_childrun.provider_info import get_provider_info
@@ -32,7 +33,8 @@ def test_it_fits_airflows_own_schema() -> None:
 
 def named_objects() -> list[str]:
     (connection,) = INFO["connection-types"]
-    return [*INFO["cli"], *INFO["db-managers"], *INFO["hook-class-names"], connection["hook-class-name"]]
+    decorators = [each["class-name"] for each in INFO["task-decorators"]]
+    return [*INFO["cli"], *INFO["db-managers"], *INFO["hook-class-names"], connection["hook-class-name"], *decorators]
 
 
 @pytest.mark.parametrize("path", sorted(set(named_objects())))
@@ -43,11 +45,23 @@ def test_every_object_that_it_names_exists(path: str) -> None:
 
 
 def test_every_module_that_it_names_exists() -> None:
-    """Operators and hooks are where the metadata says."""
-    for kind in ("operators", "hooks"):
-        for each in INFO[kind]:
-            for module in each["python-modules"]:
-                assert find_spec(module), module
+    """Operators, hooks and triggers are where the metadata says."""
+    for module in named_modules():
+        assert find_spec(module), module
+
+
+def named_modules() -> list[str]:
+    kinds = ("operators", "hooks", "triggers")
+    return [module for kind in kinds for each in INFO[kind] for module in each["python-modules"]]
+
+
+def test_no_public_class_or_function_of_ours_lives_where_the_metadata_does_not_say() -> None:
+    """A registry of providers lists what is named; all that authors import from the root for use in Airflow is."""
+    homes = {getattr(airflow_childrun, name).__module__ for name in airflow_childrun.__all__ if name != "__version__"}
+    layers = ("operators", "hooks", "triggers")
+    public = {home for home in homes if home.split(".")[1] in layers} - {"airflow_childrun.hooks.elements"}
+    assert public <= set(named_modules())
+    assert len(public) >= 4
 
 
 def test_the_hook_is_registered_under_the_names_that_it_uses() -> None:

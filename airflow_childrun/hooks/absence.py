@@ -64,5 +64,5 @@ def ending_of(store: Store, ending: Mapping[str, Any], conn_id: str, limit: int)
     found = results_of(store, [rows[run_id] for run_id in run_ids], ending["keys"], conn_id, ending["results"])
     if ending["failure_mode"] == "raise":
         check_ends(found)
-    check_size(found, limit)
+    check_size(found, limit, ending["results"])
     return found

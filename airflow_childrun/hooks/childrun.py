@@ -302,7 +302,7 @@ class ChildRunHook(RunReader, BaseHook):
         if failure_mode == "raise":
             bad = [row for row in ended if row.status != "Completed"]
             check_ends(found, {str(row.run_id): task.name_of(row) for row in bad[:SHOWN]})
-        check_size(found, read_settings().xcom_max_bytes)
+        check_size(found, read_settings().xcom_max_bytes, results)
         task.note_return()
         return found
 

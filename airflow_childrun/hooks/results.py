@@ -59,19 +59,25 @@ def results_of(
     return found
 
 
-def check_size(results: Sequence[Mapping[str, Any]], limit: int) -> None:
+def check_size(found: Sequence[Mapping[str, Any]], limit: int, results: Results) -> None:
     """Refuse results that are too large for XCom.
 
     :raises HostError: code ``xcom_too_large``, naming the switch; the children and their results stay stored
     """
-    size = len(canonical_json_bytes(list(results)))
-    if size > limit:
-        raise HostError(
-            f"the results of {len(results)} children take {size} bytes in XCom, more than the {limit} allowed. Set "
-            'results="references" on this task, clear it with on_clear="reuse", and read what you need with '
-            "ChildRunHook.read_output(handle): the children have ended and are kept",
-            code="xcom_too_large",
-        )
+    size = len(canonical_json_bytes(list(found)))
+    if size <= limit:
+        return
+    remedy = (
+        'Set results="references" on this task, clear it, and read what you need with ChildRunHook.read_output(handle)'
+        if results == "values"
+        else "They are references already: raise [childrun] xcom_max_bytes and clear this task, or give parts of the list to "
+        "several tasks, as .partial(...).expand(inputs=...) does"
+    )
+    raise HostError(
+        f"the results of {len(found)} children take {size} bytes in XCom, more than the {limit} allowed. {remedy}. The "
+        'children have ended and are kept; unless by on_clear="respawn", a clear repeats no call of theirs',
+        code="xcom_too_large",
+    )
 
 
 def check_ends(results: Sequence[Mapping[str, Any]], names: Mapping[str, str] = NO_NAMES) -> None:

@@ -12,6 +12,8 @@ import pytest
 from airflow_childrun import ChildRunHook, Operation, operation
 from airflow_childrun.errors import ChildRunFailedError, HostError, InputError, NotFoundError, StateError
 from airflow_childrun.hooks.elements import SpawnOrder
+from airflow_childrun.hooks.results import check_size
+from airflow_childrun.hooks.settings import DEFAULTS
 from airflow_childrun.runtime.host import HostRun
 from airflow_childrun.store.api import RunFilter
 from tests.provider.kit import START, Ticket, sqlite_connection
@@ -197,8 +199,25 @@ def test_results_over_the_limit_keep_the_children(monkeypatch: pytest.MonkeyPatc
     assert (raised.value.code, raised.value.retryable) == ("xcom_too_large", False)
     monkeypatch.delenv("AIRFLOW__CHILDRUN__XCOM_MAX_BYTES")
     before = len(ChildRunHook().find_runs(RunFilter()).rows)
-    assert run(Ticket().retry(), order(double, 1))[0]["output"] == 2
+    for later in (Ticket().clear(), Ticket().clear().retry()):
+        assert run(later, order(double, 1))[0]["output"] == 2
     assert len(ChildRunHook().find_runs(RunFilter()).rows) == before
+
+
+def test_a_thousand_children_fit_into_one_task() -> None:
+    """One process drives them all; what they return comes back in order, and is small enough for XCom."""
+    results = run(Ticket(), order(double, *range(1000)))
+    assert [result["output"] for result in results] == [2 * number for number in range(1000)]
+    assert {result["status"] for result in results} == {"Completed"}
+
+
+def test_too_many_references_do_not_ask_for_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch that would help is named; 2,000 references fit into what is allowed by default."""
+    few = ChildRunHook().spawn_and_await(Ticket().context(), order(double, 1), results="references")
+    check_size(few * 2000, DEFAULTS.xcom_max_bytes, "references")
+    with pytest.raises(HostError, match=r"references already: raise \[childrun\] xcom_max_bytes") as raised:
+        check_size(few * 3000, DEFAULTS.xcom_max_bytes, "references")
+    assert raised.value.code == "xcom_too_large"
 
 
 @pytest.mark.parametrize(

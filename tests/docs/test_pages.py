@@ -54,9 +54,48 @@ def test_the_readme_names_the_versions_that_the_package_asks_for() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page: Path) -> None:
-    """A relative link names a file that is there."""
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    """A relative link names a file that is there, and a heading that is in it."""
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        if "://" not in link:
+            target = page.parent / link if link else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a page's headings are called in links: lower case, dashes for blanks, other marks left out."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+ROWS_OF_THE_README = {
+    "a child is": "provider/test_operators.py::test_plain_spawns_wait_and_return_results",
+    "a thousand children cost": "provider/test_hook.py::test_a_thousand_children_fit_into_one_task",
+    "a worker dies while waiting": "stack/test_kill.py::test_three_kills_change_nothing",
+    "the parent is cleared": "stack/test_scenarios.py::test_a_cleared_success_follows_on_clear",
+    "results": "stack/test_scenarios.py::test_twenty_children_come_back_in_order_and_their_tree_is_sound",
+    "a failed child": "stack/test_scenarios.py::test_a_retry_goes_on_from_the_last_checkpoint",
+    "parent and children": "provider/test_cli_runs.py::test_a_tree_shows_each_slot_once_and_leaves_out_no_failure",
+    "children on other machines, pools, queues": "stack/test_runner.py::test_twenty_children_are_driven_by_four_dag_runs",
+    "children that are DAGs": "provider/test_dag_children.py::test_dag_runs_are_children_like_others",
+    "children in Airflow's grid": (
+        "provider/test_runner_dag.py::test_airflow_has_the_dag_unpaused_and_an_administrator_its_dag_runs"
+    ),
+    "a worker slot while waiting": (
+        "stack/test_deferral.py::test_a_task_whose_children_sleep_leaves_its_worker_and_survives_a_killed_triggerer"
+    ),
+    "another schema in a database": "provider/test_init_postgres.py::test_the_login_sees_the_store_alone",
+}
+"""What the README claims beside `TriggerDagRunOperator`, and the test that fails when it is not so."""
+
+
+def test_every_row_of_the_readmes_comparison_is_shown_by_a_test() -> None:
+    """A row that is added, or becomes untrue, needs another test here."""
+    table = README.read_text().partition("`TriggerDagRunOperator` |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)
+    assert rows == list(ROWS_OF_THE_README)
+    named = [place.split("::") for place in ROWS_OF_THE_README.values()]
+    assert [test for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

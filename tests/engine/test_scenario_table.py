@@ -28,3 +28,17 @@ def test_every_named_test_exists():
     assert len(named) > 100
     missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (TESTS / path).read_text("utf-8")]
     assert missing == []
+
+
+def test_nothing_is_left_to_later():
+    """What was once put off has its test by now."""
+    assert [first for first, *_, where in ROWS if "later issue" in where] == []
+
+
+def test_each_weakness_has_a_test_named_after_its_row():
+    """The 36 rows of section 10.6."""
+    files = (TESTS / "weaknesses").glob("test_*.py")
+    rows = {
+        int(number) for file in files for number in re.findall(r"^def test_row(\d\d)_", file.read_text(), re.MULTILINE)
+    }
+    assert rows == set(range(1, 37))

@@ -109,7 +109,7 @@ except Exception as error:
 
 
 def test_the_password_is_shown_nowhere(postgres_home: AirflowHome, postgres_server: PostgresServer) -> None:
-    """Not by init, REST, the extras, logs, tracebacks with local variables, or the server's catalogue of statements."""
+    """Not by init, REST, lists, extras, logs, tracebacks with local variables, or the server's catalogue of statements."""
     made = postgres_home.childrun("init")
     assert made.status == 0, made.text
     connection = postgres_home.connection()
@@ -119,11 +119,21 @@ def test_the_password_is_shown_nowhere(postgres_home: AirflowHome, postgres_serv
     assert "SHOWN {" in in_a_task.out, in_a_task.text
     assert "childrun check" in in_a_task.out, in_a_task.text
     exported = postgres_home.airflow("connections", "export", "/dev/stdout", "--file-format", "json")
-    extra = json.loads(exported.out[exported.out.index("{") : exported.out.rindex("}") + 1])["childrun_default"][
-        "extra"
-    ]
+    listed = postgres_home.airflow("connections", "list", "-o", "json")
+    assert "childrun_default" in listed.out, listed.text
+    made_of = json.loads(exported.out[exported.out.index("{") : exported.out.rindex("}") + 1])["childrun_default"]
+    # Airflow exports passwords, to import them again: of ours, too, in the one field that it treats as a password.
+    assert (exported.text.count(password), made_of.pop("password")) == (1, password)
     (stored,) = postgres_server.execute(f"SELECT rolpassword FROM pg_authid WHERE rolname = '{connection['login']}'")
-    for text in (made.text, in_a_task.text, json.dumps(connection["extra"]), extra, str(stored[0])):
+    shown = (
+        made.text,
+        in_a_task.text,
+        listed.text,
+        json.dumps(made_of),
+        json.dumps(connection["extra"]),
+        str(stored[0]),
+    )
+    for text in shown:
         assert password not in text
     assert str(stored[0]).startswith("SCRAM-SHA-256$")
 

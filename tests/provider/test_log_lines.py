@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import structlog
 from airflow_childrun import ChildRunHook, operation
 from airflow_childrun.errors import ChildRunError, StateError
 from airflow_childrun.hooks.elements import SpawnOrder
+from tests.provider.conftest import ROOT
 from tests.provider.kit import Ticket, sqlite_connection
 
 pytestmark = pytest.mark.provider
@@ -116,3 +121,41 @@ def test_the_lines_of_a_child_say_which_child_and_what_it_works_on() -> None:
     assert (seen[10]["child_input"], seen[10]["state"]) == ("10", "main")
     assert (seen[20]["child_key"], "child_input" in seen[20]) == ("log_bound/20", False)
     assert all(len(bindings["child_run_id"]) == 36 for bindings in seen.values())
+
+
+_AS_IN_A_TASK = """
+import io, logging
+from airflow.sdk.log import configure_logging
+out = io.BytesIO()
+configure_logging(json_output=True, output=out, sending_to_supervisor=True)
+from airflow_childrun import ChildRunHook, operation
+from airflow_childrun.hooks.elements import SpawnOrder
+from tests.provider.kit import Ticket
+
+def step(text):
+    logging.getLogger("somebodys.module").warning("step %s", text)
+
+@operation(version="1")
+def says(io, text: str) -> None:
+    logging.getLogger("somebodys.module").info("handler %s", text)
+    io.step(step, text)
+
+ChildRunHook().spawn_and_await(Ticket().context(), SpawnOrder(says, ["one", "two"], child_key=str))
+print(out.getvalue().decode())
+"""
+
+
+def test_what_handlers_and_steps_log_is_told_apart_in_airflows_log(file: Path, tmp_path: Path) -> None:
+    """Through the logging that Airflow sets up in a task's process: each line names its child and state."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_IN_A_TASK],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AIRFLOW_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if "somebodys.module" in line]
+    assert {(line["event"], line["child_key"], line["state"]) for line in lines} == {
+        (f"{who} {child}", f"says/{child}", "main") for who in ("handler", "step") for child in ("one", "two")
+    }
+    assert len({line["child_run_id"] for line in lines}) == 2

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from airflow_childrun.model.events import ENGINE_NAMES
+
 PACKAGE = Path(__file__).parents[2] / "airflow_childrun"
 NOT_SHIPPED_ERRORS = ("testing", "demo")
 CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+|transport|usage|nondeterminism")
@@ -69,3 +71,9 @@ def _texts(expression: ast.expr, constants: dict[str, str]) -> Iterator[str]:
     elif isinstance(expression, ast.IfExp):
         yield from _texts(expression.body, constants)
         yield from _texts(expression.orelse, constants)
+    elif isinstance(expression, ast.JoinedStr):
+        # The one kind there is: the name of an event of the engine's, and what is wrong with it.
+        text = ast.unparse(expression)
+        assert text.startswith("f'{event.name}_"), text
+        wrong = text.removeprefix("f'{event.name}").rstrip("'")
+        yield from (f"{name}{wrong}" for name in ENGINE_NAMES)

@@ -34,6 +34,7 @@ def test_every_code_is_explained_once() -> None:
 
 
 def test_codes_are_found_in_every_form() -> None:
-    """The search itself sees keywords, constants, defaults of classes and of functions, and conditional codes."""
+    """The search itself sees keywords, constants, defaults of classes and of functions, conditional and composed codes."""
     found = codes_in_source()
     assert {"connection_missing", "handler_raised", "store_schema", "attempt_released", "too_deep"} <= set(found)
+    assert "fact_recorded_malformed" in found

@@ -164,8 +164,8 @@ class HostTask(Driving):
 
     def _closable(self) -> list[UUID]:
         """Return the children that end with this task: those that it spawned, and those that it drives."""
-        others = self._awaiting.elsewhere if self._awaiting is not None else {}
-        own = self._host.run_id
+        awaiting, own = self._awaiting, self._host.run_id
+        others = set() if awaiting is None else {*awaiting.elsewhere, *awaiting.errors}
         return [row.run_id for row in self._rows_driven if row.parent_run_id == own or row.run_id not in others]
 
     def _mark(self) -> HostMark | None:

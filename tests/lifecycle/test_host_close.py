@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from airflow_childrun.errors import ChildRunError
 from airflow_childrun.runtime.recover import sweep
 from airflow_childrun.store.api import RunRow
 from tests.engine.kit import Stage
@@ -79,6 +80,22 @@ def test_a_child_to_be_abandoned_outlives_the_task_whoever_drives_it(lab: HostLa
     assert started.wait(10)
     one.host.leave(within_s=10)
     one.host.fail_for_good()
+    assert kinds(lab, rows[0]) == []
+    assert not rows_of(lab, rows)[0].is_terminal
+
+
+def test_a_task_that_cannot_drive_what_another_one_spawned_leaves_it_as_it_is(
+    lab: HostLab, started: threading.Event
+) -> None:
+    """A task of another DAG file, which does not know the operation, must not end the children of those who do."""
+    one = lab.begin(AirflowTask())
+    rows = one.spawn(lab.wanted("sleeps", ["a"]))
+    stranger = lab.begin(AirflowTask("await"))
+    taken = stranger.host.attach(one.handles(rows))
+    del lab.shelf.ops["sleeps", "1"]
+    with pytest.raises(ChildRunError):
+        stranger.host.drive(taken)
+    stranger.host.fail_for_good()
     assert kinds(lab, rows[0]) == []
     assert not rows_of(lab, rows)[0].is_terminal
 

@@ -10,13 +10,12 @@ from tests.stack.test_fate import wait_until
 _FILE = """
 from __future__ import annotations
 
-import json, os
+import json, os, time
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from airflow.sdk import DAG, task
-from airflow.sdk.bases.sensor import PokeReturnValue
 
 from airflow_childrun import AwaitChildRunOperator, Operation, SpawnChildRunOperator
 
@@ -26,9 +25,10 @@ def ask(key: str) -> str:
         return str(json.load(answer)["key"])
 
 
-@task.sensor(poke_interval=0.5, timeout=120)
-def opened(run_id: str) -> PokeReturnValue:
-    return PokeReturnValue(is_done=(Path(os.environ["CHILDRUN_STAND"]) / "flags" / f"open_{{run_id}}").exists())
+@task(retries=0)
+def opened(name: str) -> None:
+    while not (Path(os.environ["CHILDRUN_STAND"]) / "flags" / f"open_{{name}}").exists():
+        time.sleep(0.2)
 
 {operations}
 

@@ -12,7 +12,7 @@ import pytest
 from tests.postgres import PostgresServer
 from tests.stack.changes import ChangingFile
 from tests.stack.records import Records
-from tests.stack.stand import Stand, started
+from tests.stack.stand import Stand, StandError, started
 from tests.stack.test_fate import Gate, gate, is_alive, wait_until
 
 __all__ = ["gate"]
@@ -78,7 +78,8 @@ def test_two_airflows_on_one_store_leave_each_other_alone(stand: Stand, neighbou
     assert records.findings("stand_once", "twins") == []
     stand.browser.trigger("stand_left", "mine")
     assert stand.browser.wait_for_run("stand_left", "mine") == "failed"
-    print(neighbour.childrun("recover"))
+    with pytest.raises(StandError, match="belongs to another Airflow"):
+        neighbour.childrun("recover")
     assert records.statuses("stand_left", "mine") == [(1, "Pending")] * 2
     stand.childrun("recover")
     assert records.statuses("stand_left", "mine") == [(1, "Cancelled")] * 2

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,11 +87,11 @@ def test_two_airflows_on_one_store_leave_each_other_alone(stand: Stand, neighbou
 
 
 @pytest.fixture
-def versioned(postgres_server: PostgresServer) -> Iterator[Stand]:
+def versioned(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Stand]:
     """Give an Airflow whose bundle has versions: a folder each, the newest being the last by name."""
     bundles = [{"name": "versioned", "classpath": "tests.stack.bundle.FolderBundle", "kwargs": {}}]
     settings = {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles)}
-    with started(postgres_server, settings=settings) as made:
+    with started(postgres_server, tmp_path, settings=settings) as made:
         yield made
 
 

@@ -191,7 +191,7 @@ class SqlStore:
 
     def _by_ids(self, text: str, before: Row, ids: Iterable[bytes]) -> Iterator[Row]:
         """Run a query about some ids, so many at a time as a statement may name."""
-        for chunk in _chunks(ids):
+        for chunk in _chunks(ids, self.database.dialect.ids_at_once):
             condition, parameters = self.database.dialect.one_of(chunk)
             yield from self._driver_rows(text.format(condition), (*before, *parameters))
 
@@ -233,7 +233,7 @@ def _digests(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if _DIGEST.fullmatch(text)]
 
 
-def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+def _chunks(values: Iterable[T], most: int = CHUNK) -> Iterator[list[T]]:
     rest = iter(values)
-    while chunk := list(islice(rest, CHUNK)):
+    while chunk := list(islice(rest, most)):
         yield chunk

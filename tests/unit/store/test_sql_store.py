@@ -196,3 +196,15 @@ def test_postgresql_sessions_are_set_explicitly(postgres_url: str) -> None:
     assert [row.run_id for row in store.find_runs(RunFilter()).rows] == [run_id]
     assert store.find_run(new_id()) is None
     store.close()
+
+
+def test_on_postgresql_runs_are_one_query_however_many(postgres_url: str) -> None:
+    """All that a triggerer waits for."""
+    upgrade(postgres_url)
+    store = SqlStore(postgres_url)
+    store.get_runs([new_id()])
+    asked: list[str] = []
+    sql_events.listen(store.database.engine(), "checkout", lambda *_: asked.append("connection"))
+    assert store.get_runs([new_id() for _ in range(10_000)]) == {}
+    assert len(asked) == 1
+    store.close()

@@ -31,6 +31,8 @@ class StoreDialect:
     """What makes a query of runs ``r`` lock them."""
     cursor_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of the driver's cursors for the hot statements."""
+    ids_at_once: ClassVar[int] = 500
+    """How many ids a query of :meth:`one_of` may name."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a connection that reads with single statements."""
     write_options: ClassVar[Mapping[str, Any]] = {}

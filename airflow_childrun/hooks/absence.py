@@ -10,6 +10,7 @@ from airflow_childrun.clock import SystemEntropy
 from airflow_childrun.engine.inbox import CLOSE, request_body
 from airflow_childrun.hooks.results import check_ends, check_size, results_of
 from airflow_childrun.model.events import HOST_RETURNED, DomainEvent
+from airflow_childrun.runtime.child_retry import next_attempt
 from airflow_childrun.runtime.closing import closable_children
 from airflow_childrun.store.api import Commit, Committed, InboxPost, RunStep, Store, TakeLease
 from airflow_childrun.store.codec import encode_event
@@ -52,8 +53,8 @@ def note_return(store: Store, closing: Mapping[str, Any]) -> bool:
     return isinstance(answer, Committed)
 
 
-def ending_of(store: Store, ending: Mapping[str, Any], conn_id: str, limit: int) -> list[dict[str, Any]]:
-    """Return what a task returns whose children have ended.
+def ending_of(store: Store, ending: Mapping[str, Any], conn_id: str, limit: int) -> list[dict[str, Any]] | None:
+    """Return what a task returns whose children have ended; None if another attempt of one of them is to follow.
 
     :param ending: ``{run_ids, keys, results, failure_mode}``
     :raises ChildRunFailedError: if children did not complete and ``failure_mode`` is ``raise``
@@ -61,6 +62,8 @@ def ending_of(store: Store, ending: Mapping[str, Any], conn_id: str, limit: int)
     """
     run_ids = [UUID(run_id) for run_id in ending["run_ids"]]
     rows = store.get_runs(run_ids)
+    if any(next_attempt(store, row) is not None for row in rows.values()):
+        return None
     found = results_of(store, [rows[run_id] for run_id in run_ids], ending["keys"], conn_id, ending["results"])
     if ending["failure_mode"] == "raise":
         check_ends(found)

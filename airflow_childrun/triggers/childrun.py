@@ -100,6 +100,8 @@ class ChildRunTrigger(BaseTrigger):
         try:
             reader = StoreReader(conn_id)
             found = await reader.with_store(lambda store: ending_of(store, dict(ending), conn_id, limit))
+            if found is None:
+                return None
             if closing is not None and not await reader.with_store(lambda store: note_return(store, dict(closing))):
                 return None
         except ChildRunError as error:

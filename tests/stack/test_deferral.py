@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
+import sqlalchemy
 
 from tests.stack.records import Records
 from tests.stack.stand import Stand
-from tests.stack.test_fate import wait_until
+from tests.stack.test_fate import Gate, gate, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.provider, pytest.mark.long]
+__all__ = ["gate"]
+BACK = "back from the triggerer"
 
 
 def test_a_task_whose_children_sleep_leaves_its_worker_and_survives_a_killed_triggerer(stand: Stand, records: Records):
@@ -48,3 +52,55 @@ def test_a_deferred_task_marked_failed_asks_its_children_to_end(stand: Stand, re
         60,
     )
     assert not records.store.get_runs([row.run_id])[row.run_id].is_terminal
+
+
+def test_the_triggerer_ends_what_it_can_without_a_worker(stand: Stand, records: Records, gate: Callable[[str], Gate]):
+    """Three tasks await what a fourth one drives; all return the same, whoever ends them.
+
+    One comes back by default, one because a mapped task stands behind it; one never starts on a worker again.
+    """
+    held = gate("shared/a/second")
+    stand.browser.trigger("stand_shared", "shared")
+    held.wait_for_call()
+    (stand.home / "flags" / "shared_driven").touch()
+    deferred = ("comes_back", "ends_there", "mapped_over")
+    for task_id in deferred:
+        stand.browser.wait_for_task("stand_shared", "shared", task_id, "deferred")
+    held.open()
+    assert stand.browser.wait_for_run("stand_shared", "shared", 240) == "success"
+    logs = {task_id: stand.browser.log("stand_shared", "shared", task_id, 1) for task_id in deferred}
+    print("\n".join(f"-- {task_id}\n{log}" for task_id, log in logs.items()))
+    assert {task_id for task_id, log in logs.items() if BACK in log} == {"comes_back", "mapped_over"}
+    found = {task_id: stand.browser.xcom("stand_shared", "shared", task_id) for task_id in ("drives", *deferred)}
+    assert [result["output"] for result in found["drives"]] == ["first second"]
+    assert [results == found["drives"] for results in found.values()] == [True] * 4
+    assert stand.browser.xcom("stand_shared", "shared", "count", 0) == "first second"
+    hosts = {task_id: records.hosts("stand_shared", "shared", task_id) for task_id in deferred}
+    assert {task_id: records.tries(host) for task_id, (host,) in hosts.items()} == {
+        "comes_back": ["first", "same"],
+        "ends_there": ["first"],
+        "mapped_over": ["first", "same"],
+    }
+    assert set(stand.witness.counts("shared/").values()) == {1}
+    assert records.findings("stand_shared", "shared") == []
+
+
+def test_a_child_that_vanished_fails_the_task_clearly_and_a_clear_spawns_it_again(stand: Stand, records: Records):
+    """Its rows are deleted while its task is in the triggerer: no endless wait, an error that says what to do, which helps."""
+    stand.browser.trigger("stand_long_naps", "gone")
+    stand.browser.wait_for_task("stand_long_naps", "gone", "naps", "deferred")
+    (row,) = records.children("stand_long_naps", "gone")
+    with records.store.database.engine().begin() as connection:
+        for table in ("run", "event", "fact", "inbox"):
+            statement = sqlalchemy.text(f"DELETE FROM childrun.childrun_{table} WHERE run_id = :run_id")
+            connection.execute(statement, {"run_id": row.run_id.bytes})
+    assert stand.browser.wait_for_run("stand_long_naps", "gone", 240) == "failed"
+    log = stand.browser.log("stand_long_naps", "gone", "naps", 1)
+    print(log)
+    assert f"{BACK}: child run {row.run_id} is not in the store any more" in log
+    assert "is not in the store any more; clear the task to spawn it again" in log
+    stand.browser.clear("stand_long_naps", "gone", "naps")
+    stand.browser.wait_for_task("stand_long_naps", "gone", "naps", "deferred", least_try=2, timeout_s=240)
+    (again,) = records.children("stand_long_naps", "gone")
+    assert not again.is_terminal
+    stand.browser.mark("stand_long_naps", "gone", "naps", "failed")

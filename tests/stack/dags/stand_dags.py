@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -209,16 +210,32 @@ with DAG("stand_naps", schedule=None):
 with DAG("stand_long_naps", schedule=None):
     SpawnChildRunOperator(task_id="naps", operation=nap, inputs=[3600], deferrable=True, **NEVER)
 
-with DAG("stand_shared_naps", schedule=None):
-    awaited = SpawnChildRunOperator(
-        task_id="spawn", operation=patient, inputs=["a"], wait_for_completion=False, **NEVER
+with DAG("stand_shared", schedule=None, default_args=NEVER):
+    shared = SpawnChildRunOperator(task_id="spawn", operation=patient, inputs=["a"], wait_for_completion=False)
+
+    @task
+    def driven(run_id: str | None = None) -> None:
+        """Wait until somebody drives the child."""
+        while not has_flag(f"{run_id}/driven"):
+            time.sleep(0.1)
+
+    @task
+    def count(result: Any) -> str:
+        """Return an output."""
+        return str(result["output"])
+
+    AwaitChildRunOperator(task_id="drives", child_runs=shared.output)
+    defers: dict[str, Any] = {"child_runs": shared.output, "deferrable": True}
+    later = driven()
+    later >> AwaitChildRunOperator(task_id="comes_back", **defers)
+    later >> AwaitChildRunOperator(task_id="ends_there", end_from_trigger=True, **defers)
+    mapped_over = AwaitChildRunOperator(task_id="mapped_over", end_from_trigger=True, **defers)
+    later >> mapped_over
+    count.expand(result=mapped_over.output)
+
+with DAG("stand_parked", schedule=None, default_args=NEVER):
+    # Children that nobody drives: the await behind them has no chance.
+    parked = SpawnChildRunOperator(
+        task_id="spawn", operation=parcel, inputs=list(range(1000)), wait_for_completion=False
     )
-    AwaitChildRunOperator(task_id="comes_back", child_runs=awaited.output, deferrable=True, **NEVER)
-    for number in (1, 2):
-        AwaitChildRunOperator(
-            task_id=f"ends_there_{number}",
-            child_runs=awaited.output,
-            deferrable=True,
-            end_from_trigger=True,
-            **NEVER,
-        )
+    parked >> fails() >> AwaitChildRunOperator(task_id="await", child_runs=parked.output)

@@ -1,6 +1,7 @@
 """The failpoint sweep: ``python -m tests.fault.sweep --url URL --seconds 60 --seed 1 [--faults 2] [--all]``.
 
-A process passes numbered places: before and after every statement, commit, verb of the store, handler and outside call.
+A process passes numbered places: before and after every statement, commit, verb of the store, handler, outside call and
+request to Airflow.
 For each number a process is forked from this warm one, killed by SIGKILL at that place, and followed by another one that
 goes on to the end. Then all is looked at: the same ends, no fact lost or doubled, chains, rows, replay, calls.
 
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 from airflow_childrun.engine.facts import fact_of
@@ -33,6 +34,7 @@ from airflow_childrun.model.events import DomainEvent
 from airflow_childrun.model.manifest import build_manifest, manifest_id
 from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.engine import ExecutionEngine
+from airflow_childrun.runtime.generations import DAG_RUN_OPERATION
 from airflow_childrun.runtime.host import HostRun
 from airflow_childrun.runtime.host_tree import WantedChild
 from airflow_childrun.runtime.host_try import HostCoordinates, TryFacts
@@ -43,10 +45,23 @@ from airflow_childrun.store.codec import decode_events
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_tree
-from tests.fault.sweep_stage import MAY_COME_TWICE, Places, Witness, house_of, read_witness, recorded_names, world
+from tests.fault.sweep_stage import (
+    MAY_COME_TWICE,
+    Places,
+    Watched,
+    Witness,
+    house_of,
+    read_witness,
+    recorded_names,
+    world,
+)
 
 NAMESPACE = UUID("6d2f6c1a-6a0f-4b53-9a53-1f3a4f7f9a11")
 LIFE_S = 60
+LEAST = 5
+"""So many processes are killed however slow the machine is."""
+ASKS_AIRFLOW = "Airflow's"
+KINDS = "runs,host,airflow"
 EMPTY_SNAPSHOT = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
 
@@ -54,7 +69,8 @@ EMPTY_SNAPSHOT = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff
 class Play:
     """One play of a tree: where it is stored, and what keeps its plays apart.
 
-    :param kind: ``runs`` (an engine drives a tree) or ``host`` (a task instance spawns and drives)
+    :param kind: ``runs`` (an engine drives a tree), ``host`` (a task instance spawns and drives), or ``airflow`` (Airflow's
+        task runner runs operators, which defer, have DAG runs drive children, and have DAG runs as children)
     """
 
     url: str
@@ -78,6 +94,9 @@ class Play:
     def act(self, store: SqlStore, process: int, places: Places) -> None:
         """Drive the tree to its end, as process number ``process`` (1-based)."""
         world[:] = [Witness(self.calls, places)]
+        if self.kind == "airflow":
+            self._run_tasks(store, places, process)
+            return
         house = house_of(store, places, Owner("sweep", str(self.run_id), process), self.slots)
         (self._drive_runs if self.kind == "runs" else self._drive_host)(house, process)
 
@@ -103,6 +122,23 @@ class Play:
         while not supervisor.is_idle():
             supervisor.wait_until_idle(0.1)
 
+    def _run_tasks(self, store: SqlStore, places: Places, process: int) -> None:
+        stage = airflow_stage()
+        airflow = stage.Airflow(self.known, self.url, places)
+        stage.work(airflow, str(self.run_id), cast("Store", Watched(store, places)), process, self.slots)
+
+    def told(self) -> list[list[Any]]:
+        """Return what Airflow was told, if it had a part in the play."""
+        if self.kind != "airflow":
+            return []
+        stage = airflow_stage()
+        return list(stage.told(stage.Airflow(self.known, self.url, Places()), str(self.run_id)))
+
+    @property
+    def known(self) -> Path:
+        """What Airflow knows."""
+        return self.folder / f"{self.kind} {self.name}.db"
+
     def rows(self, store: Store) -> list[RunRow]:
         """Return every run of the tree."""
         top = store.find_run(self.run_id if self.kind == "runs" else self.coordinates.run_id(1))
@@ -124,11 +160,20 @@ class Ends:
         for row in rows:
             if row.kind == "operation":
                 answer = end_of(store, row, compact=True)
-                ends.runs.append([row.op_id, row.status, row.final_snapshot_id, row.generation, answer["output"]])
-            ends.facts += [[row.op_id, key] for key in facts_of(store, row)]
+                # The snapshot of a child that is a DAG run holds that one's id, which follows from its own.
+                snapshot = None if row.op_id == DAG_RUN_OPERATION else row.final_snapshot_id
+                ends.runs.append([row.op_id, row.status, snapshot, row.generation, answer["output"]])
+            ends.facts += [[row.op_id, key.replace(str(row.run_id), "")] for key in facts_of(store, row)]
         ends.runs.sort(key=str)
         ends.facts.sort()
         return ends
+
+
+def airflow_stage() -> Any:
+    """Return the stage in Airflow, whose home must be known before its first import."""
+    from tests.fault import sweep_airflow
+
+    return sweep_airflow
 
 
 def facts_of(store: Store, row: RunRow) -> list[str]:
@@ -174,7 +219,7 @@ def count_places(play: Play) -> dict[str, Any]:
         play.act(store, 1, places)
         reader = SqlStore(play.url)
         ends = Ends.of(reader, play.rows(reader))
-        return {"places": places.passed, "runs": ends.runs, "facts": ends.facts, "problems": []}
+        return {"places": places.passed, "runs": ends.runs, "facts": ends.facts, "told": play.told(), "problems": []}
 
     killed, answer = forked(whole)
     if killed or answer["problems"]:
@@ -217,6 +262,8 @@ def _problems(play: Play, store: SqlStore, clean: dict[str, Any], recorded: set[
         difference = Counter(map(str, ends.facts))
         difference.subtract(Counter(map(str, clean["facts"])))
         yield f"facts lost or doubled: { {key: count for key, count in difference.items() if count} }"
+    if (told := play.told()) != clean["told"]:
+        yield f"Airflow was told otherwise: {told}"
     for finding in verify_tree(store, rows[0].root_run_id):
         yield f"{finding.code}: {finding.message}"
     engine = ExecutionEngine(house_of(SqlStore(play.url), Places(), Owner("looks"), 1))
@@ -252,18 +299,37 @@ class Figures:
     places_by_name: Counter[str] = field(default_factory=Counter)
 
 
+def _order(places: list[str], chance: random.Random) -> list[int]:
+    """Return the numbers of all places by chance, those at requests to Airflow first, one of each kind before another.
+
+    The statements between them are what the other kinds of play are made of as well.
+    """
+    numbers = list(range(1, len(places) + 1))
+    chance.shuffle(numbers)
+    met: Counter[str] = Counter()
+    rank = {}
+    for number in numbers:
+        name = places[number - 1]
+        met[name] += 1
+        rank[number] = met[name] if ASKS_AIRFLOW in name else len(places)
+    return sorted(numbers, key=lambda number: rank[number])
+
+
 def sweep(url: str, kind: str, seed: int, *, seconds: float, faults: int = 1, most: int | None = None) -> Figures:
     """Kill at as many places as there is time for, each in a play of its own."""
     figures, began, chance = Figures(), time.monotonic(), random.Random(f"{seed} {kind} {faults}")
     with tempfile.TemporaryDirectory(prefix="childrun-sweep-") as folder:
         slots = chance.choice([1, 1, 4])
         os.environ["CHILDRUN_SWEEP"] = f"{os.urandom(8).hex()} "
+        if kind == "airflow":
+            # Imported before the forks, which then need not.
+            os.environ.update(AIRFLOW_HOME=folder, AIRFLOW__CORE__LOAD_EXAMPLES="False")
+            airflow_stage()
+            began = time.monotonic()
         clean = count_places(Play(url, Path(folder), kind, f"whole {faults}", slots))
         figures.places = len(clean["places"])
-        numbers = list(range(1, figures.places + 1))
-        chance.shuffle(numbers)
-        for place in numbers[:most]:
-            if time.monotonic() - began > seconds:
+        for place in _order(clean["places"], chance)[:most]:
+            if time.monotonic() - began > seconds and figures.kills >= LEAST:
                 break
             play = Play(url, Path(folder), kind, f"{place} {faults}", slots)
             places = [place, *[chance.randint(1, figures.places) for _ in range(faults - 1)]]
@@ -281,9 +347,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for both kinds of tree together")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all kinds of play together")
     parser.add_argument("--faults", type=int, default=1, help="how many processes are killed, one after the other")
-    parser.add_argument("--kinds", default="runs,host")
+    parser.add_argument("--kinds", default=KINDS)
     given = parser.parse_args()
     logging.disable(logging.ERROR)  # the tracebacks of failures that the plays are made of
     upgrade(given.url)

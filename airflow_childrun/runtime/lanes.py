@@ -1,6 +1,13 @@
 """Lanes: how many children of one operation and parent work at a time. The store decides; here they wait for their turn.
 
 A child holds its place from its first commit to its end, or until its owner gives it back or dies.
+
+The order: within a process, places go to children in the order in which they were handed over, which is that of their
+spawn. Between processes nobody queues, since what a queue knew would have to be written down, and read, for every child.
+Instead, a process that gives a place back, and has another child for it, first looks now and then whether siblings wait
+that it does not drive, and then leaves the place free for a moment, in which every process that wants one asks for it.
+So no process keeps the places for itself for ever. Whether anybody alive wants to drive those siblings, nobody knows:
+where an offer is not taken, the next one comes later.
 """
 
 from __future__ import annotations
@@ -10,11 +17,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from airflow_childrun.errors import StorageError
 from airflow_childrun.runtime.scheduler import Scheduler
 from airflow_childrun.runtime.slots import Slots
-from airflow_childrun.store.api import Cap
+from airflow_childrun.store.api import Cap, RunFilter, RunStatus, Store
 
 Begin = Callable[[], None]
+OPEN: frozenset[RunStatus] = frozenset({"Pending", "Running"})
+OFFER_ROUNDS = 2
+"""For how many rounds of asking an offered place stays free."""
+REST_ROUNDS = 10
+"""How many rounds pass between two looks at those who wait elsewhere."""
+LONGEST_REST = 16
+"""Up to how many times that long, where nobody takes what is offered."""
 
 
 @dataclass
@@ -23,13 +38,24 @@ class _Lane:
 
     :param held: those that may begin, or have begun
     :param parked: those that wait, in the order in which they were handed over
-    :param shut_until_s: the store had no place for another one: others hold them
+    :param shut_until_s: the store had no place for another one: others hold them, or are offered one
+    :param look_at_s: when it is looked again whether others wait
+    :param rest_s: how long it is until then
+    :param is_offered: whether a place was left free, and nobody is known to have taken it
     """
 
-    most: int
+    cap: Cap
+    look_at_s: float
+    rest_s: float
     held: set[UUID] = field(default_factory=set)
     parked: OrderedDict[UUID, None] = field(default_factory=OrderedDict)
     shut_until_s: float = 0.0
+    is_offered: bool = False
+
+    @property
+    def known(self) -> set[UUID]:
+        """Those of this process."""
+        return self.held | self.parked.keys()
 
 
 class Lanes:
@@ -38,7 +64,8 @@ class Lanes:
     :param again_s: after how long a lane is tried again whose places are held elsewhere
     """
 
-    def __init__(self, slots: Slots, scheduler: Scheduler, again_s: float) -> None:
+    def __init__(self, store: Store, slots: Slots, scheduler: Scheduler, again_s: float) -> None:
+        self._store = store
         self._slots = slots
         self._monitor = slots.monitor
         self._scheduler = scheduler
@@ -65,25 +92,59 @@ class Lanes:
             lane.held.discard(run_id)
             lane.parked[run_id] = None
             lane.parked.move_to_end(run_id, last=False)
-            lane.shut_until_s = self._scheduler.now_s() + self._again_s
-            if self._ticks:
-                return
-            self._ticks = True
-        self._scheduler.start("childrun lanes", self._tick)
+            # Others are at work: what was offered has been taken.
+            lane.is_offered, lane.rest_s = False, self._again_s * REST_ROUNDS
+        self._shut(lane, 1)
 
     def leave(self, run_id: UUID) -> None:
-        """Give a run's turn to the next one."""
+        """Give a run's turn to the next one, here or elsewhere."""
         with self._monitor:
             lane = self._lane_of.pop(run_id, None)
             self._begin.pop(run_id, None)
             if lane is None:
                 return
             lane.held.discard(run_id)
+            looks = self._is_to_look(lane)
+        if looks and self._others_wait(lane):
+            lane.is_offered = True
+            self._shut(lane, OFFER_ROUNDS)
         self._call_next(lane)
+
+    def _is_to_look(self, lane: _Lane) -> bool:
+        """Whether it is time to look if others wait for a place that one of this process's children would take."""
+        now_s = self._scheduler.now_s()
+        if not lane.parked or self._slots.is_closed or now_s < lane.look_at_s:
+            return False
+        if lane.is_offered:
+            lane.is_offered = False
+            lane.rest_s = min(lane.rest_s * 2, self._again_s * REST_ROUNDS * LONGEST_REST)
+        lane.look_at_s = now_s + lane.rest_s
+        return True
+
+    def _others_wait(self, lane: _Lane) -> bool:
+        """Whether siblings have no owner that this process does not drive."""
+        with self._monitor:
+            known = lane.known
+        cap = lane.cap
+        where = RunFilter(parent_run_id=cap.parent_run_id, op_id=cap.op_id, statuses=OPEN, unowned=True)
+        try:
+            found = self._store.find_runs(where, limit=len(known) + 1).rows
+        except StorageError:
+            return False
+        return any(row.run_id not in known for row in found)
+
+    def _shut(self, lane: _Lane, rounds: int) -> None:
+        """Ask for no place for a while."""
+        with self._monitor:
+            lane.shut_until_s = self._scheduler.now_s() + self._again_s * rounds
+            if self._ticks:
+                return
+            self._ticks = True
+        self._scheduler.start("childrun lanes", self._tick)
 
     def _enter(self, run_id: UUID, cap: Cap, begin: Begin) -> bool:
         with self._monitor:
-            lane = self._lanes.setdefault((cap.parent_run_id, cap.op_id), _Lane(cap.most))
+            lane = self._lane(cap)
             self._lane_of[run_id] = lane
             self._begin[run_id] = begin
             if run_id in lane.held:
@@ -94,8 +155,15 @@ class Lanes:
             lane.held.add(run_id)
             return True
 
+    def _lane(self, cap: Cap) -> _Lane:
+        key = (cap.parent_run_id, cap.op_id)
+        if key not in self._lanes:
+            rest_s = self._again_s * REST_ROUNDS
+            self._lanes[key] = _Lane(cap, self._scheduler.now_s() + rest_s, rest_s)
+        return self._lanes[key]
+
     def _has_room(self, lane: _Lane) -> bool:
-        return len(lane.held) < lane.most and self._scheduler.now_s() >= lane.shut_until_s
+        return len(lane.held) < lane.cap.most and self._scheduler.now_s() >= lane.shut_until_s
 
     def _call_next(self, lane: _Lane) -> None:
         """Queue those whose turn it is, in order."""

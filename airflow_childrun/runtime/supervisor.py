@@ -44,7 +44,7 @@ class Supervisor:
         self._holds: dict[UUID, Hold] = {}
         self._carries_mail = False
         self._unwell: set[UUID] = set()
-        self._lanes = Lanes(house.slots, house.scheduler, house.limits.poll_s)
+        self._lanes = Lanes(house.store, house.slots, house.scheduler, house.limits.poll_s)
         self.stopped: set[UUID] = set()
 
     def hand_over(self, run_id: UUID, cap: Cap | None = None) -> None:

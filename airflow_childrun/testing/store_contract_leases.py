@@ -249,3 +249,14 @@ class LeaseContract:
         take = TakeLease(session, Cap(parent, "op", 3))
         answers = at_once(8, lambda number: submit(store, RunStep(children[number], 1, 0, (event(),), lease=take)))
         assert sum(isinstance(answer, Committed) for answer in answers) == 3
+
+    def test_who_waits_for_a_place_can_be_asked(self, harness: StoreHarness, store: Store) -> None:
+        """Children of one parent and operation that have not ended, and that nobody owns."""
+        parent, session = start(store), opened(harness)
+        waits = start(store, parent=parent)
+        start(store, parent=parent, lease=TakeLease(session))
+        start(store, parent=parent, op_id="another")
+        ended = start(store, parent=parent)
+        append(store, ended, "end", moves=Moves(status="Completed", final_snapshot_id="0" * 64))
+        where = RunFilter(parent_run_id=parent, op_id="op", statuses=frozenset({"Pending", "Running"}), unowned=True)
+        assert [row.run_id for row in store.find_runs(where, limit=2).rows] == [waits]

@@ -406,4 +406,12 @@ GUARDS: tuple[Guard, ...] = (
         "                run_id, _ = lane.parked.popitem()\n",
         "tests/lifecycle/test_concurrency.py::test_children_begin_in_the_order_of_their_spawn_never_more_than_the_cap",
     ),
+    Guard(
+        "lane-offer",
+        "No process keeps the places of a parent's children for itself",
+        "runtime/lanes.py",
+        "        if looks and self._others_wait(lane):\n",
+        "        if False:\n",
+        "tests/simulation/test_fair_places.py::test_no_process_keeps_the_places_for_itself",
+    ),
 )

@@ -351,6 +351,14 @@ GUARDS: tuple[Guard, ...] = (
         "tests/lifecycle/test_overdue.py::test_a_sweep_leaves_the_runs_of_another_airflow_alone",
     ),
     Guard(
+        "purge-beside",
+        "A run that begins in a tree while it is purged stays whole",
+        "store/sql/purge.py",
+        "        if connection.scalar(select(func.count()).where(run.c.root_run_id == root_run_id)):\n",
+        "        if False:\n",
+        "tests/fault/test_purge_beside_writers.py::test_a_run_that_begins_in_a_tree_while_it_is_purged_stays_whole",
+    ),
+    Guard(
         "purge",
         "Nothing is purged in which something happened since",
         "store/sql/purge.py",

@@ -66,8 +66,8 @@ def read_dispatch(mode: str, runner_dag_id: str | None, batch_size: int, on_runn
             'dispatch="dag_run" needs runner_dag_id=: the id of a DAG made with childrun_runner_dag(...)',
             code="runner_dag_missing",
         )
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it takes 1 or more", code="argument_invalid")
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; it takes an integer >= 1", code="argument_invalid")
     return Dispatch(runner_dag_id, batch_size, "fail" if on_runner_lost == "fail" else "redispatch")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -60,7 +61,7 @@ class DeferringOperator(BaseOperator):
                 f"task {self.task_id!r} has outlets, whose events only a worker can record: leave end_from_trigger out",
                 code="end_from_trigger_outlets",
             )
-        if poll_interval <= 0:
+        if type(poll_interval) not in (int, float) or not 0 < poll_interval < math.inf:
             raise InputError(f"poll_interval is {poll_interval!r}; it takes seconds above 0", code="argument_invalid")
         check_max_concurrency(max_concurrency)
         self.deferrable = deferrable

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from airflow_childrun import AwaitChildRunOperator, SpawnChildRunOperator
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.canonical import canonical_json_bytes, decode_outside, decode_stored
 from airflow_childrun.cli.main import main
@@ -65,6 +66,14 @@ EVENTS: list[Any] = [
 ]
 
 
+OF_BOTH = ["results", "failure_mode", "deferrable", "poll_interval", "end_from_trigger", "childrun_conn_id"]
+OF_BOTH += ["max_concurrency", "await_timeout"]
+OF_SPAWN = ["operation", "op_id", "op_version", "dag_id", "result_task_id", "result_key", "airflow_api_conn_id"]
+OF_SPAWN += ["parent_close_policy", "input", "inputs", "child_key", "op_config", "initial_context", "run_config"]
+OF_SPAWN += ["child_timeout", "child_retry_policy", "on_clear", "on_plan_change", "wait_for_completion", "dispatch"]
+OF_SPAWN += ["runner_dag_id", "batch_size", "on_runner_lost"]
+
+
 @operation(version="1")
 def fuzzed(io: Any, a: int, b: dict[str, list[float]] | None = None) -> int:
     """Never runs."""
@@ -109,6 +118,14 @@ def children(given: tuple[Operation, Any, Any, Any, Any, bool]) -> None:
     elements = [inputs] if single else check_inputs(inputs)
     order = SpawnOrder(chosen, elements, single, key, op_config, context)
     wanted_children(order, POLICY)
+
+
+def operators(given: tuple[dict[str, Any], list[tuple[str, Any]]]) -> None:
+    """Write a task into a DAG file."""
+    good, strange = given
+    kind: Any = AwaitChildRunOperator if "child_runs" in good else SpawnChildRunOperator
+    names = OF_BOTH if "child_runs" in good else OF_BOTH + OF_SPAWN
+    kind(task_id="t", **{**good, **{name: value for name, value in strange if name in names}})
 
 
 def inbox(bodies: list[tuple[str, bytes]]) -> None:
@@ -212,6 +229,16 @@ def orders() -> st.SearchStrategy[Any]:
     )
 
 
+def tasks() -> st.SearchStrategy[Any]:
+    """Return good arguments of an operator, and strange ones."""
+    runner = {"operation": fuzzed, "dispatch": "dag_run", "runner_dag_id": "runner"}
+    good: list[dict[str, Any]] = [{"operation": fuzzed}, {"dag_id": "other"}, runner, {"child_runs": []}]
+    values = anything() | st.sampled_from(["{{ x }}", "inline", "dag_run", "cancel", "abandon", fuzzed, len, 10**30])
+    return st.tuples(
+        st.sampled_from(good), st.lists(st.tuples(st.sampled_from(OF_BOTH + OF_SPAWN), values), max_size=3)
+    )
+
+
 def streams() -> st.SearchStrategy[list[Any]]:
     """Return streams with events left out, doubled, changed."""
     whole = st.just(EVENTS).flatmap(mutated).filter(lambda value: isinstance(value, list))
@@ -229,6 +256,7 @@ TARGETS: dict[str, Target] = {
     "run config": (lambda: anything() | mutated(CONFIG), config),
     "manifest": (lambda: anything() | mutated(MANIFEST), manifest),
     "inputs": (orders, children),
+    "operator": (tasks, operators),
     "handle": (lambda: anything() | mutated(HANDLE), read_handle),
     "inbox": (
         lambda: st.lists(st.tuples(st.sampled_from(["cancel", "close", "withdraw", "?"]), near_json()), max_size=4),

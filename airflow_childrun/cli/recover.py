@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 
 from airflow_childrun.cli import output
 from airflow_childrun.cli.screen import show, table_with
@@ -18,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Sweep once; exit 1 if runs are left that nobody will go on with by himself."""
     place = settings_of(arguments)
     settings = DEFAULTS if arguments.url else read_settings()
-    policy = strict() if settings.preset == "strict" else standard()
+    policy = strict() if settings.preset == "strict" else standard(tuple if arguments.url else _registered)
     airflow = None if arguments.url else AirflowDatabase()
     found = recover(open_store(place), settings, policy, airflow, place.deployment_id or None)
     if arguments.output:
@@ -26,6 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(found)
     return int(bool(found.left))
+
+
+def _registered() -> Collection[str]:
+    """Return what this process's connections made secret: the clean-up that runs here must not record it either."""
+    from airflow_childrun._airflow import registered_secrets
+
+    return registered_secrets()
 
 
 def _print(found: Sweep) -> None:

@@ -1,25 +1,30 @@
-"""``childrun cancel`` on a real store."""
+"""``childrun cancel``, ``purge`` and ``recover`` on a real store."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_childrun._airflow import mask_secret
 from airflow_childrun.authoring.operation import operation
 from airflow_childrun.authoring.registry import RegistryResolver
+from airflow_childrun.cli import recover
 from airflow_childrun.cli.main import main
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest
 from airflow_childrun.runtime.closing import cancel_run
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House
-from airflow_childrun.secret_policy import standard
+from airflow_childrun.runtime.recover import Sweep
+from airflow_childrun.secret_policy import SecretPolicy, standard
 from airflow_childrun.store.sql.address import parse_address
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.testing.clock import ManualClock
+from tests.provider.kit import write_connection
 
 
 @operation(version="1")
@@ -64,3 +69,22 @@ def test_old_trees_are_purged_and_counted_first(tmp_path: Path, capsys: pytest.C
     assert main(["purge", "--older-than", "soon", "--url", url]) == 2
     assert "such as 30d" in capsys.readouterr().err
     past.close()
+
+
+def test_clean_up_that_recover_runs_records_no_secret_that_airflow_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a task: what its connections made secret in this process."""
+    url = f"sqlite:///{tmp_path / 'childrun.db'}"
+    upgrade(parse_address(url))
+    policies: list[SecretPolicy] = []
+
+    def swept(store: Any, settings: Any, policy: SecretPolicy, *rest: Any) -> Sweep:
+        policies.append(policy)
+        return Sweep()
+
+    monkeypatch.setattr(recover, "recover", swept)
+    write_connection(monkeypatch, password=url, extra={"deployment_id": "here"})
+    assert main(["recover"]) == 0
+    mask_secret("s3cret-of-a-clean-up")
+    assert policies[0].find({"answer": ["s3cret-of-a-clean-up"]}) == "$.answer[0]"

@@ -16,6 +16,7 @@ from airflow_childrun.secret_policy import standard
 _WORDS = {
     "cancelled": "[green]cancelled[/]",
     "requested": "[yellow]requested[/]: its owner ends it at its next step or wait",
+    "owed": "[yellow]requested[/]: nobody drives it, and its clean-up has to run first: `childrun recover` does, or its next try",
     "already_terminal": "had ended before",
 }
 
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
             output.write_json({"run_id": str(run_id), "outcome": what})
     else:
         table = table_with("RUN", "OUTCOME")
+        asked = store.get_runs(run_id for run_id, what in outcome.items() if what == "requested")
+        owed = {row.run_id for row in asked.values() if not row.is_terminal and row.lease_expires_at is None}
         for run_id, what in outcome.items():
-            table.add_row(str(run_id), _WORDS[what])
+            table.add_row(str(run_id), _WORDS["owed" if run_id in owed else what])
         show(table)
     return int(all(what == "already_terminal" for what in outcome.values()))

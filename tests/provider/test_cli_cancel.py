@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from airflow_childrun._airflow import mask_secret
-from airflow_childrun.authoring.operation import operation
+from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.cli import recover
 from airflow_childrun.cli.main import main
+from airflow_childrun.errors import Interrupt
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest
 from airflow_childrun.runtime.closing import cancel_run
@@ -32,6 +33,20 @@ def waits_to_be_cancelled() -> None:
     """Nobody drives it."""
 
 
+owes = Operation("owes_clean_up", version="1")
+
+
+@owes.state
+def work() -> None:
+    """End as a process does that dies in the middle."""
+    raise Interrupt("left open")
+
+
+@owes.on_cancel
+def tidy() -> None:
+    """Have something to put away."""
+
+
 def test_a_run_is_cancelled_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path / 'childrun.db'}"
     upgrade(parse_address(url))
@@ -48,6 +63,27 @@ def test_a_run_is_cancelled_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["purge", "--older-than", "1h", "--url", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"trees": 0, "runs": 0, "dry_run": False}
     assert store.delete_tree(run_id, store.now_us() + 1) == 1
+    store.close()
+
+
+def test_a_cancel_that_leaves_clean_up_to_others_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody owns the run: no owner will end it, and what will is named."""
+    url = f"sqlite:///{tmp_path / 'childrun.db'}"
+    upgrade(parse_address(url))
+    store = SqlStore(parse_address(url))
+    engine = ExecutionEngine(House(store, RegistryResolver(), standard()))
+    run_id = engine.create(build_manifest("owes_clean_up", "1", run_config=RunConfig()))
+    engine.supervisor.hand_over(run_id)
+    while not engine.supervisor.is_idle():
+        engine.supervisor.wait_until_idle(0.1)
+    engine.close()
+    assert main(["cancel", str(run_id), "--url", url]) == 0
+    said = capsys.readouterr().out
+    assert "nobody drives it" in said
+    assert "`childrun recover`" in said
+    row = store.find_run(run_id)
+    assert row is not None
+    assert row.status == "Running"
     store.close()
 
 

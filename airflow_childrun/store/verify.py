@@ -42,6 +42,7 @@ FindingCode = Literal[
     "row_mismatch",
     "child_mismatch",
     "summary_mismatch",
+    "inbox_mismatch",
 ]
 
 _PAGE = 500
@@ -121,6 +122,7 @@ class _Check:
         if len(typed) == len(events) and not any(found.code == "event_unreadable" for found in self._findings):
             self._facts(typed)
             self._projection(events)
+        self._inbox()
         self._parent()
         self._spawned(typed)
         for stored, event in typed:
@@ -229,6 +231,23 @@ class _Check:
         for name, value in expected.items():
             if actual[name] != value:
                 self._found("row_mismatch", None, f"column {name} is {actual[name]}, not {value}; {_REBUILD}")
+
+    def _inbox(self) -> None:
+        """Look whether every request that was posted is there and can be read; nothing certifies what it says."""
+        again = "ask again, with `childrun cancel`, if the run was to end"
+        try:
+            entries = self._store.read_inbox(self._row.run_id)
+        except CorruptionError as error:
+            self._found("inbox_mismatch", None, f"its inbox cannot be read: {error}; {again}")
+            return
+        numbers, last = [entry.n for entry in entries], self._row.head.inbox_seq
+        if numbers != list(range(1, last + 1)):
+            self._found("inbox_mismatch", None, f"its inbox has the entries {numbers}, and not 1 to {last}; {again}")
+        for entry in entries:
+            try:
+                decode_stored(entry.body)
+            except ChildRunError as error:
+                self._found("inbox_mismatch", None, f"entry {entry.n} of its inbox cannot be read: {error}; {again}")
 
     def _parent(self) -> None:
         """Look whether the parent has its row, in this tree."""

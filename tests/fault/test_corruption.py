@@ -23,6 +23,7 @@ import pytest
 from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.clock import SystemClock, SystemEntropy
+from airflow_childrun.engine.inbox import CANCEL, request_body
 from airflow_childrun.errors import ChildRunError, Interrupt, NotFoundError
 from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.manifest import build_manifest
@@ -30,6 +31,7 @@ from airflow_childrun.runtime.ends import end_of
 from airflow_childrun.runtime.engine import ExecutionEngine
 from airflow_childrun.runtime.house import House, Limits
 from airflow_childrun.secret_policy import standard
+from airflow_childrun.store.api import InboxPost
 from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.sql.migrate import upgrade
 from airflow_childrun.store.sql.store import SqlStore
@@ -360,3 +362,31 @@ def test_a_child_that_vanished_is_no_answer(in_memory: Any) -> None:
     for child in store.children_of(run_id):
         del store._runs[child.run_id]
     assert refusal_of(engine, run_id).code == "run_row_mismatch"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM childrun_inbox",
+        "UPDATE childrun_inbox SET n = 7",
+        "UPDATE childrun_inbox SET body = X'7B22'",
+        "UPDATE childrun_inbox SET run_id = X'00'",
+        "UPDATE childrun_run SET inbox_seq = 0",
+    ],
+)
+def test_a_request_that_was_lost_or_damaged_is_found(stage: Stage, tmp_path: Path, damage: str) -> None:
+    """Of what stands in an inbox, nothing else is certified."""
+    file = tmp_path / "damaged.db"
+    shutil.copy(stage.file, file)
+    store = SqlStore(f"sqlite:///{file}")
+    store.post([InboxPost(stage.running, SystemEntropy().new_id(), CANCEL, request_body("enough"))])
+    assert verify_tree(store, stage.running) == []
+    store.close()
+    database = sqlite3.connect(file, isolation_level=None)
+    database.execute(damage)
+    database.close()
+    store = SqlStore(f"sqlite:///{file}")
+    found = verify_tree(store, stage.running)
+    store.close()
+    assert [(finding.code, finding.run_id) for finding in found] == [("inbox_mismatch", stage.running)]
+    assert "`childrun cancel`" in found[0].message

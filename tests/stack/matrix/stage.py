@@ -32,6 +32,7 @@ STATE = sqlalchemy.text("SELECT state FROM dag_run WHERE dag_id = :dag AND run_i
 ALL_TASKS = sqlalchemy.text("SELECT task_id, state, try_number FROM task_instance WHERE dag_id = :dag")
 ALL_STATES = sqlalchemy.text("SELECT state FROM dag_run WHERE dag_id = :dag")
 OVER = ("success", "failed")
+FEW = 3
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,16 @@ class Seen:
         return sum(int(part) for told in self.children.values() for part in told.split()[-1].split("+"))
 
     def __str__(self) -> str:
-        told = "; ".join(f"{item}: {text}" for item, text in sorted(self.children.items()))
+        alike: dict[str, list[str]] = {}
+        for item, text in sorted(self.children.items()):
+            alike.setdefault(text, []).append(item)
+        told = "; ".join(f"{_many(items)}: {text}" for text, items in alike.items())
         return f"{self.task} [{self.results}] {told}"
+
+
+def _many(items: list[str]) -> str:
+    """Name items; of many the first, the last and how many."""
+    return ", ".join(items) if len(items) <= FEW else f"{items[0]} to {items[-1]}, {len(items)} of them"
 
 
 class Doors:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
 from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult, Spawnable
-from airflow_childrun.authoring.steps import StepCall, as_policy
+from airflow_childrun.authoring.steps import Looks, StepCall, as_policy
 from airflow_childrun.engine.ports import IoCall, IoProvider, Recorder, Within
 from airflow_childrun.errors import InputError
 from airflow_childrun.model.config import ChildRetryPolicy, Duration, RetryPolicy, RunConfig, Span
@@ -78,7 +78,7 @@ class Io:
         function: Callable[..., R],
         *args: Any,
         key: str | None = None,
-        retry: int | RetryPolicy = 0,
+        retry: int | RetryPolicy | Looks = 0,
         allow_keys: Iterable[str] = (),
         **kwargs: Any,
     ) -> R:
@@ -98,7 +98,8 @@ class Io:
             if kwargs
             else encode(list(args), f"the arguments of step {name!r}")
         )
-        local = StepCall(function, args, kwargs, name, full_key, as_policy(retry))
+        watch = retry.watch if isinstance(retry, Looks) else None
+        local = StepCall(function, args, kwargs, name, full_key, as_policy(retry), watch)
         call = IoCall(name, request, full_key, frozenset(allow_keys), local=local)
         response = self._provider.call(call).response
         result: R = decode(response, hints_of(function).get("return"), f"what step {name!r} returned")

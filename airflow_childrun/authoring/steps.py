@@ -8,12 +8,26 @@ from functools import lru_cache
 from typing import Any
 
 from airflow_childrun.authoring.encoder import encode
-from airflow_childrun.engine.ports import Waits
+from airflow_childrun.engine.ports import Waits, Watch
 from airflow_childrun.errors import ChildRunError, IoError, OtherIoError
 from airflow_childrun.model.config import Duration, Exponential, RetryPolicy
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1, 60
 MESSAGE_LIMIT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How a step is tried again that only looks whether something outside has come.
+
+    Whoever enters it again looks at once, in place of waiting the rest: it may have come meanwhile.
+
+    :param policy: when it looks
+    :param watch: what others may look at in its place, so that its process need not stay for the next look
+    """
+
+    policy: RetryPolicy
+    watch: Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +40,21 @@ class StepCall:
     name: str
     key: str
     policy: RetryPolicy
+    watch: Watch | None = None
 
     def __call__(self, waits: Waits) -> Any:
         """Call the function as often as its policy allows, and return what it returned as JSON.
 
         :raises IoError: the last failure
         """
-        return run_step(lambda: self.function(*self.args, **self.kwargs), self.name, self.key, self.policy, waits)
+        function = lambda: self.function(*self.args, **self.kwargs)  # noqa: E731
+        return run_step(function, self.name, self.key, self.policy, waits, self.watch)
 
 
-def as_policy(retry: int | RetryPolicy) -> RetryPolicy:
+def as_policy(retry: int | RetryPolicy | Looks) -> RetryPolicy:
     """Return a number of further tries as a policy: waits of 1, 2, 4 ... 60 seconds."""
+    if isinstance(retry, Looks):
+        return retry.policy
     return retry if isinstance(retry, RetryPolicy) else _tries(retry)
 
 
@@ -46,25 +64,39 @@ def _tries(retry: int) -> RetryPolicy:
     return RetryPolicy(max_attempts=retry + 1, backoff=backoff)
 
 
-def run_step(function: Callable[[], Any], name: str, key: str, policy: RetryPolicy, waits: Waits) -> Any:
+def run_step(
+    function: Callable[[], Any],
+    name: str,
+    key: str,
+    policy: RetryPolicy,
+    waits: Waits,
+    watch: Watch | None = None,
+) -> Any:
     """Call a function until it succeeds or no try is left; a wait between tries survives a crash.
 
+    :param watch: of a function that only looks; see :class:`Looks`
     :raises IoError: the last failure; code ``step_failed`` for an exception of the function's own
     """
     opened = waits.find(key)
-    failures = opened[0] if opened else 0
-    if opened:
-        waits.resume(opened[1])
+    failures, until_us = opened or (0, None)
+    if watch is None and until_us is not None:
+        waits.resume(until_us)
+        until_us = None
     while True:
+        # A look before its time counts as none: the wait goes on as if there had been no look.
+        failures += until_us is None
         try:
             return encode(function(), f"what step {name!r} returned")
         except Exception as raised:
             failure = _failure(raised, name)
-            failures += 1
             if failures >= policy.attempts or not failure.retryable:
                 raise failure from raised
-        delay = waits.jitter(policy.delay_us(failures - 1), policy.jitter_percent)
-        waits.pause(key, failures, delay)
+        if until_us is None:
+            delay = waits.jitter(policy.delay_us(failures - 1), policy.jitter_percent)
+            waits.pause(key, failures, delay, watch)
+        else:
+            waits.resume(until_us, watch)
+            until_us = None
 
 
 def _failure(raised: Exception, name: str) -> IoError:

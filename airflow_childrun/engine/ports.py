@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # a DAG file imports what authors need, not the store
     from airflow_childrun.store.api import Artifact, InboxPost, RunStep
 
 
+Watch = Mapping[str, str]
+"""What somebody else may look at to see that a wait is over, while the process that waits is gone."""
+
+
 class Waits(Protocol):
     """Durable waiting: a wait opens with an event, and whoever re-enters waits the rest. Holds no slot."""
 
@@ -23,10 +27,10 @@ class Waits(Protocol):
     def find(self, key: str) -> tuple[int, int] | None:
         """Return number and end (microseconds UTC) of the last wait opened under a key, or None."""
 
-    def pause(self, key: str, number: int, delay_us: int) -> None:
+    def pause(self, key: str, number: int, delay_us: int, watch: Watch | None = None) -> None:
         """Open wait ``number`` under a key, and wait."""
 
-    def resume(self, until_us: int) -> None:
+    def resume(self, until_us: int, watch: Watch | None = None) -> None:
         """Wait what is left of a wait that was opened before."""
 
     def jitter(self, delay_us: int, percent: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
+from airflow_childrun.engine.ports import Watch
 from airflow_childrun.runtime.mail import Mailbox
 from airflow_childrun.runtime.slots import Slots
 from airflow_childrun.runtime.waiting import NEVER, Hold
@@ -21,10 +22,13 @@ class Rest:
     :param inboxes: by run, the number of the last inbox entry that the process knows of
     :param wake_at: when the first of them goes on by itself or is over, in microseconds of the store's time; NEVER = not
         before others do something
+    :param watched: by run that waits for something outside: what others may look at in its place; it does not count for
+        ``wake_at``
     """
 
     inboxes: Mapping[UUID, int]
     wake_at: int
+    watched: Mapping[UUID, Watch] = field(default_factory=dict)
 
     def outlasts(self, run_ids: Iterable[UUID], until_us: int) -> bool:
         """Whether all of these runs are among those that wait, and nothing happens before a time."""
@@ -37,12 +41,14 @@ def rest_of(
     """Return the rest of all active runs, None if one is at work; to be asked with the slots' monitor held."""
     if not slots.is_idle:
         return None
-    wake_at, inboxes = NEVER, dict[UUID, int]()
+    wake_at, inboxes, watched = NEVER, dict[UUID, int](), dict[UUID, Watch]()
     for run_id in active:
         hold, mailbox = holds.get(run_id), mailboxes.get(run_id)
-        rest_us = None if hold is None else hold.rest_us()
-        if rest_us is None or mailbox is None or mailbox.is_due():
+        stay = None if hold is None else hold.stay()
+        if stay is None or mailbox is None or mailbox.is_due():
             return None
         inboxes[run_id] = mailbox.known
-        wake_at = min(wake_at, rest_us, mailbox.due_at() or NEVER)
-    return None if inboxes and wake_at == NEVER else Rest(inboxes, wake_at)
+        wake_at = min(wake_at, stay.until_us, mailbox.due_at() or NEVER)
+        if stay.watch is not None:
+            watched[run_id] = stay.watch
+    return None if inboxes and wake_at == NEVER and not watched else Rest(inboxes, wake_at, watched)

@@ -25,7 +25,7 @@ from airflow_childrun.runtime.lanes import Lanes
 from airflow_childrun.runtime.mail import Mailbox
 from airflow_childrun.runtime.rest import LEAVING_S, Rest, rest_of
 from airflow_childrun.runtime.run_io import Surroundings
-from airflow_childrun.runtime.waiting import AT_ONCE, LONGEST_LOOK_S, NEVER, Hold
+from airflow_childrun.runtime.waiting import AT_ONCE, LONGEST_LOOK_S, NEVER, Hold, Stay
 from airflow_childrun.store.api import Cap, RunRow
 
 _log = logging.getLogger("airflow_childrun")
@@ -132,7 +132,7 @@ class Supervisor:
             return
         hold.release()
         try:
-            hold.wait_while(condition, longest_s, rest_us)
+            hold.wait_while(condition, longest_s, Stay(rest_us))
         except (CancelInterrupt, DeadlineInterrupt):
             hold.take_again()
             raise
@@ -377,7 +377,7 @@ class Supervisor:
             hold.wait_while(
                 lambda: run_id in self._active and now_us() < until,
                 lambda: max(0.0, (until - now_us()) / 1_000_000),
-                until,
+                Stay(until),
             )
             with self._monitor:
                 self.check_open()
@@ -391,7 +391,7 @@ class Supervisor:
                 self.hand_over(run_id)
             else:
                 look_at = now_s() + min(self._house.limits.poll_s, (until - now_us()) / 1_000_000)
-                hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s(), AT_ONCE)  # noqa: B023
+                hold.wait_while(lambda: now_s() < look_at, lambda: look_at - now_s(), Stay(AT_ONCE))  # noqa: B023
 
     def _find(self, run_id: UUID) -> RunRow:
         row = self._house.find_run(run_id)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from airflow_childrun.clock import Entropy
+from airflow_childrun.engine.ports import Watch
 from airflow_childrun.errors import Abandoned
 from airflow_childrun.model.events import WAIT_OPENED, DomainEvent
 from airflow_childrun.runtime.house import House
@@ -19,6 +21,22 @@ LONGEST_LOOK_S = 60.0
 """How long to wait without looking at the clock: it may be set, and threads cannot wait for ever."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """What a thread waits for.
+
+    :param until_us: when the wait ends by itself; NEVER if others end it
+    :param watch: what others may look at to see that it is over
+    """
+
+    until_us: int
+    watch: Watch | None = None
+
+
+FOR_OTHERS = Stay(NEVER)
+"""A wait that others end."""
+
+
 class Hold:
     """The slot that a driven run holds, or does not hold while it waits."""
 
@@ -28,13 +46,13 @@ class Hold:
         self._held = held
         self._is_dead = False
         self.mailbox: Mailbox | None = None
-        self._resting: tuple[Callable[[], bool], int] | None = None
+        self._resting: tuple[Callable[[], bool], Stay] | None = None
         self._lent: tuple[Hold, int] | None = None
         self.has_left: Callable[[], bool] = lambda: False
         """Whether handlers that were abandoned are still at work."""
 
-    def rest_us(self) -> int | None:
-        """Return until when the run's thread waits, NEVER if until others do something; None if it is at work.
+    def stay(self) -> Stay | None:
+        """Return what the run's thread waits for; None if it is at work.
 
         To be asked with the slots' monitor held: the thread does nothing before that is let go.
         """
@@ -42,13 +60,13 @@ class Hold:
             return None
         if self._lent is not None:
             lent, until_us = self._lent
-            rest_us = lent.rest_us()
-            return None if rest_us is None else min(rest_us, until_us)
+            stay = lent.stay()
+            return None if stay is None else Stay(min(stay.until_us, until_us), stay.watch)
         if self._resting is None:
             return None
-        condition, rest_us = self._resting
+        condition, stay = self._resting
         # What it waited for may have come a moment ago: then it is about to go on.
-        return rest_us if condition() else None
+        return stay if condition() else None
 
     def lend(self, until_us: int) -> Hold:
         """Return a hold on the same slot for a handler that is abandoned at a time of the store's; see :meth:`regain`."""
@@ -88,17 +106,19 @@ class Hold:
         self._slots.release()
         raise _abandoned()
 
-    def wait_until(self, until_us: int) -> None:
+    def wait_until(self, until_us: int, watch: Watch | None = None) -> None:
         """Wait, holding no slot, until the store's time has come.
 
+        :param watch: what others may look at in this thread's place: then it is not waited for
         :raises Abandoned: if the process gives up
         :raises CancelInterrupt: if the run is asked to end meanwhile
         """
         if self._house.now_us() >= until_us:
             return
         self.release()
+        stay = Stay(until_us) if watch is None else Stay(NEVER, watch)
         self.wait_while(
-            lambda: until_us > self._house.now_us(), lambda: (until_us - self._house.now_us()) / 1_000_000, until_us
+            lambda: until_us > self._house.now_us(), lambda: (until_us - self._house.now_us()) / 1_000_000, stay
         )
         self.take_again()
 
@@ -106,20 +126,20 @@ class Hold:
         self,
         condition: Callable[[], bool],
         longest_s: Callable[[], float] = lambda: LONGEST_LOOK_S,
-        rest_us: int = NEVER,
+        stay: Stay = FOR_OTHERS,
     ) -> None:
         """Wait, holding no slot, while a condition holds; the mailbox is looked into as soon as there is cause.
 
         :param condition: asked with the monitor held
-        :param rest_us: when the wait ends by itself
+        :param stay: what the wait is for
         :raises Abandoned: if the process gives up
         :raises CancelInterrupt: if the run is asked to end meanwhile
         """
-        while self._wait_once(condition, longest_s, rest_us):
+        while self._wait_once(condition, longest_s, stay):
             if self.mailbox is not None:
                 self.mailbox.check()
 
-    def _wait_once(self, condition: Callable[[], bool], longest_s: Callable[[], float], rest_us: int) -> bool:
+    def _wait_once(self, condition: Callable[[], bool], longest_s: Callable[[], float], stay: Stay) -> bool:
         """Wait until the condition is over (False) or the mailbox is due (True)."""
         with self._slots.monitor:
             while condition():
@@ -130,7 +150,7 @@ class Hold:
                 if self.mailbox is not None and self.mailbox.is_due():
                     return True
                 most_s = min(longest_s(), LONGEST_LOOK_S)
-                self._resting = condition, rest_us
+                self._resting = condition, stay
                 self._slots.pause(most_s if self.mailbox is None else self.mailbox.wait_s(most_s))
                 self._resting = None
             return False
@@ -154,18 +174,18 @@ class RunWaits:
         wait = self._journal.history.waits.get(key)
         return None if wait is None else (wait.number, wait.until)
 
-    def pause(self, key: str, number: int, delay_us: int) -> None:
+    def pause(self, key: str, number: int, delay_us: int, watch: Watch | None = None) -> None:
         """Open wait ``number`` under a key, and wait."""
-        self.resume(self._open(key, number, delay_us))
+        self.resume(self._open(key, number, delay_us), watch)
 
     def _open(self, key: str, number: int, delay_us: int) -> int:
         until = self._house.now_us() + delay_us
         self._journal.append([wait_event(key, number, until)])
         return until
 
-    def resume(self, until_us: int) -> None:
+    def resume(self, until_us: int, watch: Watch | None = None) -> None:
         """Wait what is left."""
-        self._hold.wait_until(until_us)
+        self._hold.wait_until(until_us, watch)
         self._journal.before_call()
 
     def jitter(self, delay_us: int, percent: int) -> int:

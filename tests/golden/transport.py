@@ -12,7 +12,7 @@ from airflow_childrun.engine.fact_io import Scene
 from airflow_childrun.engine.facts import FactIndex
 from airflow_childrun.engine.history import RunHistory
 from airflow_childrun.engine.live_io import LiveIo
-from airflow_childrun.engine.ports import NO_EXTRAS, Extras, IoCall, RunIdentity
+from airflow_childrun.engine.ports import NO_EXTRAS, Extras, IoCall, RunIdentity, Watch
 from airflow_childrun.errors import IoError
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.model.events import Event
@@ -150,10 +150,10 @@ class _NoWaits:
     def find(self, key: str) -> tuple[int, int] | None:
         return None
 
-    def pause(self, key: str, number: int, delay_us: int) -> None:
+    def pause(self, key: str, number: int, delay_us: int, watch: Watch | None = None) -> None:
         raise AssertionError(key)
 
-    def resume(self, until_us: int) -> None:
+    def resume(self, until_us: int, watch: Watch | None = None) -> None:
         raise AssertionError(until_us)
 
     def jitter(self, delay_us: int, percent: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from airflow_childrun.authoring.operation import Operation
+from airflow_childrun.authoring.steps import Looks
 from airflow_childrun.errors import HostError, InputError
 from airflow_childrun.hooks.dag_run_steps import (
     PARENT,
@@ -25,7 +26,7 @@ from airflow_childrun.runtime.generations import DAG_RUN_OPERATION
 VERSION = "1"
 RETURN_VALUE = "return_value"
 SHOWN = 5
-# Looks after 5, 15, 35, 75 s and so on: whoever waits long learns of the end two minutes late at most.
+# Looks after 5, 15, 35, 75 s and so on: a worker learns of the end two minutes late at most, the triggerer sooner.
 LOOKS = RetryPolicy(max_attempts=2**31, backoff=Exponential(base_delay=Duration(secs=5), max_delay=Duration(secs=120)))
 ASKS = RetryPolicy(max_attempts=6, backoff=Exponential(base_delay=Duration(secs=1), max_delay=Duration(secs=30)))
 
@@ -134,13 +135,18 @@ def output(
     io: Any, dag_id: str, dag_run_id: str, result_task_id: str | None = None, result_key: str = RETURN_VALUE
 ) -> Any:
     """Wait for the end."""
-    end = io.step(end_of_dag_run, dag_id, dag_run_id, key="end", retry=LOOKS)
+    end = io.step(end_of_dag_run, dag_id, dag_run_id, key="end", retry=looks(dag_id, dag_run_id))
     if end == "missing":
         text = f"{missing(dag_id, dag_run_id)}; a retry of this task triggers another one"
         raise HostError(text, code="dag_run_missing", retryable=True)
     if end == "failed":
         raise dag_run_failed(io, dag_id, dag_run_id)
     return result_of(io, dag_id, dag_run_id, result_task_id, result_key)
+
+
+def looks(dag_id: str, dag_run_id: str) -> Looks:
+    """Return how a DAG run is looked at: here now and then, or by the triggerer in place of its task."""
+    return Looks(LOOKS, {"dag_id": dag_id, "dag_run_id": dag_run_id})
 
 
 def dag_run_failed(io: Any, dag_id: str, dag_run_id: str) -> HostError:
@@ -174,7 +180,7 @@ def _over_api() -> None:
         while True:
             # Whoever comes back to an end that is known clears what failed.
             was_known = io.get_recorded_fact(f"output/end {number}") is not None
-            end = io.step(end_of_dag_run, dag_id, dag_run_id, key=f"end {number}", retry=LOOKS)
+            end = io.step(end_of_dag_run, dag_id, dag_run_id, key=f"end {number}", retry=looks(dag_id, dag_run_id))
             if end == "success":
                 return result_of(io, dag_id, dag_run_id, result_task_id, result_key)
             if end == "missing":

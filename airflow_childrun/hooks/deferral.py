@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 from airflow_childrun.errors import HostError
@@ -46,6 +47,22 @@ class HostMark:
     drove: tuple[UUID, ...] = ()
 
 
+Calls = Literal["last", "failure", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedDagRun:
+    """A DAG run that a child of a task that left waits for.
+
+    :param calls: which end of it brings the task back at once: that of the last DAG run alone, since only then there is
+        something to return; a failure, after which the child is tried again; any, since another run awaits the child
+    """
+
+    dag_id: str
+    dag_run_id: str
+    calls: Calls
+
+
 @dataclass(frozen=True, slots=True)
 class Parked:
     """What a task waits for that left its worker; whoever comes back reads everything anew.
@@ -56,6 +73,7 @@ class Parked:
     :param remote: runs that others alone drive
     :param inboxes: by run that this task drove and that waits: the number of the last inbox entry that it has seen
     :param wake_at: when the first of these goes on by itself, in microseconds of the store's time; None = not by itself
+    :param dag_runs: what some of these wait for
     """
 
     run_ids: tuple[UUID, ...]
@@ -65,6 +83,7 @@ class Parked:
     inboxes: Mapping[UUID, int]
     wake_at: int | None
     host: HostMark | None
+    dag_runs: tuple[AwaitedDagRun, ...] = ()
 
 
 class Deferral(Exception):  # noqa: N818 - no error: the task asks to be brought back

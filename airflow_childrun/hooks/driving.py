@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 from uuid import UUID
 
+from airflow_childrun.engine.ports import Watch
 from airflow_childrun.errors import HostError, StoreInterrupt
 from airflow_childrun.hooks.deferral import (
     INLINE_S,
     LONG_WAIT_S,
+    AwaitedDagRun,
     AwaitPolicy,
+    Calls,
     Deferral,
     HostMark,
     Parked,
@@ -22,6 +25,7 @@ from airflow_childrun.hooks.observer import TaskObserver
 from airflow_childrun.runtime.awaiting import Awaiting
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.dispatch import Dispatcher
+from airflow_childrun.runtime.histories import read_starts
 from airflow_childrun.runtime.house import House
 from airflow_childrun.runtime.scheduler import Monitor
 from airflow_childrun.runtime.supervisor import Supervisor
@@ -149,7 +153,7 @@ class Driving:
         awaiting.give_up(self._dispatcher.errors)
 
     def _leave_worker(self, awaiting: Awaiting, policy: AwaitPolicy) -> None:
-        """Leave if every run that is driven here waits for long, and others drive the rest.
+        """Leave if every run that is driven here waits for long or for a DAG run, and others drive the rest.
 
         :raises Deferral: then
         """
@@ -171,8 +175,23 @@ class Driving:
                 inboxes=rest.inboxes,
                 wake_at=None if wake_at == NEVER else wake_at,
                 host=self._mark(),
+                dag_runs=self._awaited_dag_runs(rest.watched),
             )
         )
+
+    def _awaited_dag_runs(self, watched: Mapping[UUID, Watch]) -> tuple[AwaitedDagRun, ...]:
+        """Return the DAG runs that runs driven here wait for."""
+        starts = self._house.patience.attempt(lambda: read_starts(self._house.store, watched))
+        own = set(self._newest.values())
+
+        def calls(run_id: UUID) -> Calls:
+            policy = starts[run_id].child_retry_policy
+            if run_id not in own:
+                return "any"
+            is_last = policy is None or starts[run_id].child_attempt >= policy.attempts
+            return "last" if is_last else "failure"
+
+        return tuple(AwaitedDagRun(**watch, calls=calls(run_id)) for run_id, watch in watched.items())
 
     def _mark(self) -> HostMark | None:
         """Return in whose name the children may be asked to end while the task is away."""

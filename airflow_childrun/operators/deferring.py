@@ -38,8 +38,8 @@ SHORTEST_TIMEOUT_S = LEAST_AWAY_S + 2
 class DeferringOperator(BaseOperator):
     """What operators share that wait for child runs.
 
-    :param deferrable: leave the worker while others drive the children, or while all of them wait for a minute or more;
-        default: ``[operators] default_deferrable`` of Airflow's configuration
+    :param deferrable: leave the worker while others drive the children, or while all of them wait for DAG runs, or for a
+        minute or more; default: ``[operators] default_deferrable`` of Airflow's configuration
     :param poll_interval: how often, in seconds, children that others drive are looked at, here and in the triggerer
     :param end_from_trigger: let the triggerer end the task where it can, without a worker; not with ``outlets``
     """
@@ -127,9 +127,11 @@ class DeferringOperator(BaseOperator):
 
     def _leave(self, context: Context, parked: Parked) -> TaskDeferred:
         _log.info(
-            "this task leaves its worker: %d child runs are driven by others, %d wait%s; the triggerer looks at them",
+            "this task leaves its worker: %d child runs are driven by others, %d wait, %d of them for DAG runs%s; the "
+            "triggerer looks at them",
             len(parked.driven | parked.remote),
             len(parked.inboxes),
+            len(parked.dag_runs),
             ""
             if parked.wake_at is None
             else f" (until {datetime.fromtimestamp(parked.wake_at / 1_000_000, UTC):%c} UTC)",

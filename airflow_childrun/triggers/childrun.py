@@ -12,6 +12,7 @@ from airflow_childrun.errors import ChildRunError
 from airflow_childrun.hooks.absence import close_absent, ending_of, note_return
 from airflow_childrun.hooks.deferral import Parked
 from airflow_childrun.hooks.settings import read_settings
+from airflow_childrun.triggers.dag_runs import DagRunWatcher, Ends, Key, make_dag_run_poller
 from airflow_childrun.triggers.poller import Poller, Pollers
 from airflow_childrun.triggers.reader import Seen, StoreReader
 from airflow_childrun.triggers.wire import (
@@ -19,6 +20,7 @@ from airflow_childrun.triggers.wire import (
     ChildRunEvent,
     ChildRunTriggerKwargs,
     ClosingKwargs,
+    DagRunKwargs,
     EndingKwargs,
 )
 
@@ -29,6 +31,7 @@ LOST_US = 60_000_000
 KILLED = "the task was told to stop while it waited in the triggerer"
 
 _pollers: Pollers[UUID, Seen] = Pollers()
+_dag_run_pollers: Pollers[Key, Ends] = Pollers()
 
 
 class ChildRunTrigger(BaseTrigger):
@@ -45,6 +48,7 @@ class ChildRunTrigger(BaseTrigger):
         wake_at: int | None = None,
         closing: ClosingKwargs | None = None,
         ending: EndingKwargs | None = None,
+        dag_runs: list[DagRunKwargs] | None = None,
     ) -> None:
         untyped: Any = super().__init__
         untyped()
@@ -58,6 +62,8 @@ class ChildRunTrigger(BaseTrigger):
             closing=closing,
             ending=ending,
         )
+        if dag_runs:
+            self.kwargs["dag_runs"] = dag_runs
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments."""
@@ -82,13 +88,23 @@ class ChildRunTrigger(BaseTrigger):
             await reader.with_store(lambda store: close_absent(store, dict(closing), KILLED))
 
     async def _wait(self) -> ChildRunEvent:
+        """Return the first cause to come back."""
         conn_id, interval_s = self.kwargs["childrun_conn_id"], self.kwargs["poll_interval"]
         poller = _pollers.get((conn_id, interval_s), lambda: _make_poller(conn_id, interval_s))
+        causes = [asyncio.ensure_future(poller.watch(RunWatcher(self.kwargs)))]
+        dag_runs = self.kwargs.get("dag_runs")
+        if dag_runs:
+            asking = _dag_run_pollers.get(interval_s, lambda: make_dag_run_poller(interval_s))
+            causes.append(asyncio.ensure_future(asking.watch(DagRunWatcher(dag_runs))))
         try:
-            return await poller.watch(RunWatcher(self.kwargs))
+            done, _ = await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
         except ChildRunError as error:
-            # The worker asks the store itself: it fails with the same error, or finds what the triggerer cannot reach.
+            # The worker asks itself: it fails with the same error, or finds what the triggerer cannot reach.
             return {"reason": "outage", "detail": str(error)}
+        finally:
+            for cause in causes:
+                cause.cancel()
 
     async def _end(self) -> TriggerEvent | None:
         """Return the event that ends the task right here; None if a worker has to do it."""
@@ -131,6 +147,9 @@ def make_trigger(
         wake_at=parked.wake_at,
         closing=closing,
         ending=ending,
+        dag_runs=[
+            DagRunKwargs(dag_id=run.dag_id, dag_run_id=run.dag_run_id, calls=run.calls) for run in parked.dag_runs
+        ],
     )
 
 

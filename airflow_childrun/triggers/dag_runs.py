@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from airflow_childrun import _airflow
 from airflow_childrun.clock import Clock, SystemClock
-from airflow_childrun.errors import UnavailableError
+from airflow_childrun.errors import ChildRunError, UnavailableError
 from airflow_childrun.runtime.dispatch import ACTIVE, MOST_ASKED
 from airflow_childrun.triggers.poller import Poller
 from airflow_childrun.triggers.wire import ChildRunEvent, DagRunKwargs
@@ -73,7 +73,8 @@ async def ask_airflow(keys: Collection[Key]) -> Ends:
                 ends |= await _ends_of(dag_id, run_ids[start : start + MOST_ASKED])
     except Exception as error:
         # Whatever it is: the worker, which has another channel, asks itself in the end, and says what is wrong.
-        raise UnavailableError(f"Airflow cannot be asked for DAG runs: {error}") from error
+        told = error.info.message if isinstance(error, ChildRunError) else f"{type(error).__name__}: {error}"
+        raise UnavailableError(f"DAG runs cannot be looked at: {told}", code="airflow_unavailable") from error
     return ends
 
 

@@ -114,7 +114,7 @@ class Poller(Generic[K, S]):
             self._tell(waits, error)
             return self._pause(self._interval_s)
         if self._failing_since_s is not None:
-            _log.info("the store can be reached again")
+            _log.info("the outage is over: what could not be asked answers again")
             self._failing_since_s = None
         for wait in waits:
             self._show(wait, seen)

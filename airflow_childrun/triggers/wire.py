@@ -5,15 +5,16 @@ A field may be added if a trigger without it behaves as before; nothing is renam
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 CLASSPATH = "airflow_childrun.triggers.childrun.ChildRunTrigger"
 NEXT_METHOD = "execute_complete"
 """The operators' method that Airflow calls when a trigger has fired."""
 
-Reason = Literal["ended", "woke", "asked", "unowned", "gone", "outage"]
+Reason = Literal["ended", "woke", "asked", "unowned", "gone", "outage", "dag_runs"]
 """Why a task is brought back: its runs have ended; one of them goes on by itself; something came for one of them; one has
-lost its owner; one is not in the store any more; the store could not be reached for too long."""
+lost its owner; one is not in the store any more; the store, or Airflow, could not be asked for too long; DAG runs that its
+children wait for have ended."""
 
 
 class ClosingKwargs(TypedDict):
@@ -50,6 +51,17 @@ class EndingKwargs(TypedDict):
     push: bool
 
 
+class DagRunKwargs(TypedDict):
+    """A DAG run that one of the task's children waits for.
+
+    :param calls: which end of it brings the task back at once: ``any``; ``failure``; ``last``: with the end of the last one
+    """
+
+    dag_id: str
+    dag_run_id: str
+    calls: Literal["last", "failure", "any"]
+
+
 class ChildRunTriggerKwargs(TypedDict):
     """What a deferred task waits for.
 
@@ -61,6 +73,7 @@ class ChildRunTriggerKwargs(TypedDict):
     :param wake_at: when the first of these goes on by itself, in microseconds of the store's time
     :param closing: what a kill of the task asks of whom
     :param ending: how the task ends without a worker; None: it comes back
+    :param dag_runs: what some of the runs in ``inboxes`` wait for; left out: none waits for a DAG run
     """
 
     childrun_conn_id: str
@@ -71,6 +84,7 @@ class ChildRunTriggerKwargs(TypedDict):
     wake_at: int | None
     closing: ClosingKwargs | None
     ending: EndingKwargs | None
+    dag_runs: NotRequired[list[DagRunKwargs]]
 
 
 class ChildRunEvent(TypedDict):

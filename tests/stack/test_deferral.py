@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy
@@ -17,6 +19,23 @@ from tests.stack.test_fate import Gate, gate, wait_until
 pytestmark = [pytest.mark.stack, pytest.mark.provider, pytest.mark.long]
 __all__ = ["gate"]
 BACK = "back from the triggerer"
+Flag = Callable[[str], Path]
+
+
+def kill_triggerer(stand: Stand) -> None:
+    """Kill the triggerer and start another one."""
+    triggerer = stand._components["triggerer"]
+    os.killpg(triggerer.pid, signal.SIGKILL)
+    triggerer.wait()
+    stand.start("triggerer")
+
+
+def load_slowly(stand: Stand, run_id: str, sources: list[str]) -> dict[str, str]:
+    """Have a task wait for a DAG run for each source; return their ids once it has left its worker."""
+    stand.browser.trigger("stand_load_deferred", run_id, {"sources": [{"source": source} for source in sources]})
+    stand.browser.wait_for_task("stand_load_deferred", run_id, "load", "deferred")
+    found: list[dict[str, Any]] = stand.browser.get("/dags/stand_slow_load/dagRuns", limit=100)["dag_runs"]
+    return {run["conf"]["source"]: run["dag_run_id"] for run in found if run["conf"]["source"] in sources}
 
 
 def test_a_task_whose_children_sleep_leaves_its_worker_and_survives_a_killed_triggerer(stand: Stand, records: Records):
@@ -24,11 +43,7 @@ def test_a_task_whose_children_sleep_leaves_its_worker_and_survives_a_killed_tri
     stand.browser.trigger("stand_naps", "naps")
     stand.browser.wait_for_task("stand_naps", "naps", "naps", "deferred")
     wait_until(lambda: not stand.tasks(), "no task's process is left", 20)
-    triggerer = stand._components["triggerer"]
-    for pid in [triggerer.pid]:
-        os.killpg(pid, signal.SIGKILL)
-    triggerer.wait()
-    stand.start("triggerer")
+    kill_triggerer(stand)
     assert stand.browser.wait_for_run("stand_naps", "naps", 240) == "success"
     print(stand.browser.log("stand_naps", "naps", "naps", 1))
     assert set(stand.witness.counts("naps/").values()) == {1}
@@ -104,3 +119,41 @@ def test_a_child_that_vanished_fails_the_task_clearly_and_a_clear_spawns_it_agai
     (again,) = records.children("stand_long_naps", "gone")
     assert not again.is_terminal
     stand.browser.mark("stand_long_naps", "gone", "naps", "failed")
+
+
+def test_a_task_whose_children_are_dag_runs_comes_back_once_with_their_xcoms(
+    stand: Stand, records: Records, flag: Flag
+):
+    """Deferred, no process of it left, through the end of one DAG run and the death of the triggerer; back for the last one."""
+    first, last = flag("slow/one"), flag("slow/three")
+    runs = load_slowly(stand, "xcoms", ["one", "three"])
+    wait_until(lambda: not stand.tasks(), "no task's process is left", 20)
+    first.unlink()
+    assert stand.browser.wait_for_run("stand_slow_load", runs["one"]) == "success"
+    kill_triggerer(stand)
+    last.unlink()
+    state = stand.browser.wait_for_run("stand_load_deferred", "xcoms", 240)
+    print(stand.browser.log("stand_load_deferred", "xcoms", "load", 1))
+    assert state == "success"
+    assert [result["output"] for result in stand.browser.xcom("stand_load_deferred", "xcoms", "load")] == [3, 5]
+    (host,) = records.hosts("stand_load_deferred", "xcoms")
+    assert records.tries(host) == ["first", "same"]
+    assert records.findings("stand_load_deferred", "xcoms") == []
+
+
+def test_dag_runs_that_fail_or_vanish_while_their_task_is_deferred_are_told(stand: Stand, records: Records, flag: Flag):
+    """The task comes back once and fails, naming both: the one that was deleted, and where the other failed."""
+    flag("slow/gone")
+    waits = flag("slow/bad")
+    flag("load/bad")
+    runs = load_slowly(stand, "bad", ["gone", "bad"])
+    stand.browser.mark_run("stand_slow_load", runs["gone"], "failed")
+    stand.browser.delete_run("stand_slow_load", runs["gone"])
+    waits.unlink()
+    assert stand.browser.wait_for_run("stand_load_deferred", "bad", 240) == "failed"
+    log = stand.browser.log("stand_load_deferred", "bad", "load", 1)
+    print(log)
+    assert f"DAG run {runs['gone']} of DAG 'stand_slow_load' was deleted" in log
+    assert f"DAG run {runs['bad']} of DAG 'stand_slow_load' failed in load" in log
+    (host,) = records.hosts("stand_load_deferred", "bad")
+    assert records.tries(host) == ["first", "same"]

@@ -62,3 +62,23 @@ with DAG("stand_load_apart", schedule=None):
 with DAG("stand_load_named", schedule=None):
     SpawnChildRunOperator(task_id="paused", dag_id="stand_load_paused", **ONCE)
     SpawnChildRunOperator(task_id="missing", dag_id="stand_no_such_dag", **ONCE)
+
+with DAG("stand_slow_load", schedule=None):
+
+    @task.sensor(poke_interval=1, mode="reschedule", retries=0)
+    def wait(dag_run: Any = None) -> bool:
+        """Wait while the flag of the source is up; no worker is taken between two looks."""
+        return not (Path(os.environ["CHILDRUN_STAND"]) / "flags" / f"slow_{dag_run.conf['source']}").exists()
+
+    wait() >> load(extract())
+
+with DAG("stand_load_deferred", schedule=None, render_template_as_native_obj=True):
+    SpawnChildRunOperator(
+        task_id="load",
+        dag_id="stand_slow_load",
+        inputs="{{ dag_run.conf['sources'] }}",
+        child_key="source",
+        result_task_id="load",
+        deferrable=True,
+        **ONCE,
+    )

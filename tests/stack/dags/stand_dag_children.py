@@ -65,7 +65,7 @@ with DAG("stand_load_named", schedule=None):
 
 with DAG("stand_slow_load", schedule=None):
 
-    @task.sensor(poke_interval=1, mode="reschedule", retries=0)
+    @task.sensor(poke_interval=10, mode="reschedule", retries=0)
     def wait(dag_run: Any = None) -> bool:
         """Wait while the flag of the source is up; no worker is taken between two looks."""
         return not (Path(os.environ["CHILDRUN_STAND"]) / "flags" / f"slow_{dag_run.conf['source']}").exists()

@@ -161,7 +161,9 @@ class Driving:
             self._left_s(again) < LONG_WAIT_S for again in self._following.values()
         ):
             return
-        rest = self._supervisor.park(awaiting.here, LONG_WAIT_S, lives_on=policy.lives_on)
+        entries = {row.run_id: row.head.inbox_seq for row in self._rows_awaited}
+        known = {run_id: entries.get(run_id, 0) for run_id in awaiting.here}
+        rest = self._supervisor.park(known, LONG_WAIT_S, lives_on=policy.lives_on)
         if rest is None:
             return
         remote = awaiting.remote()

@@ -13,7 +13,7 @@ where an offer is not taken, the next one comes later.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -109,6 +109,12 @@ class Lanes:
             lane.is_offered = True
             self._shut(lane, OFFER_ROUNDS)
         self._call_next(lane)
+
+    def queued(self, known: Mapping[UUID, int]) -> dict[UUID, int]:
+        """Return of these runs those whose turn comes when another one of this process gives its place back, not before."""
+        with self._monitor:
+            full = [lane for lane in self._lanes.values() if len(lane.held) >= lane.cap.most]
+            return {run_id: known[run_id] for lane in full for run_id in lane.parked if run_id in known}
 
     def _is_to_look(self, lane: _Lane) -> bool:
         """Whether it is time to look if others wait for a place that one of this process's children would take."""

@@ -36,13 +36,22 @@ class Rest:
 
 
 def rest_of(
-    slots: Slots, active: Iterable[UUID], holds: Mapping[UUID, Hold], mailboxes: Mapping[UUID, Mailbox]
+    slots: Slots,
+    active: Iterable[UUID],
+    holds: Mapping[UUID, Hold],
+    mailboxes: Mapping[UUID, Mailbox],
+    queued: Mapping[UUID, int],
 ) -> Rest | None:
-    """Return the rest of all active runs, None if one is at work; to be asked with the slots' monitor held."""
+    """Return the rest of all active runs, None if one is at work; to be asked with the slots' monitor held.
+
+    :param queued: runs that wait for places which other runs of this process hold, and their last inbox entries
+    """
     if not slots.is_idle:
         return None
-    wake_at, inboxes, watched = NEVER, dict[UUID, int](), dict[UUID, Watch]()
+    wake_at, inboxes, watched = NEVER, dict(queued), dict[UUID, Watch]()
     for run_id in active:
+        if run_id in queued:
+            continue
         hold, mailbox = holds.get(run_id), mailboxes.get(run_id)
         stay = None if hold is None else hold.stay()
         if stay is None or mailbox is None or mailbox.is_due():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from airflow_childrun.errors import (
@@ -162,17 +162,17 @@ class Supervisor:
             self._monitor.wait(timeout_s)
             self.check_open()
 
-    def park(self, run_ids: Collection[UUID], least_s: float, *, lives_on: bool) -> Rest | None:
+    def park(self, known: Mapping[UUID, int], least_s: float, *, lives_on: bool) -> Rest | None:
         """Give everything up whose next step is ``least_s`` or more away, leases included; None if there is anything sooner.
 
         The threads that wait are abandoned where they are, since the process leaves; in one that lives on they unwind.
 
-        :param run_ids: which runs the caller believes to be driven here; None is returned if one of them is not any more
+        :param known: last inbox entries of the runs that are driven here; None is returned if one of them is not any more
         """
         with self._monitor:
             self.check_open()
-            rest = rest_of(self._house.slots, self._active, self._holds, self._mailboxes)
-            if rest is None or not rest.outlasts(run_ids, self._house.now_us() + round(least_s * 1_000_000)):
+            rest = rest_of(self._house.slots, self._active, self._holds, self._mailboxes, self._lanes.queued(known))
+            if rest is None or not rest.outlasts(known, self._house.now_us() + round(least_s * 1_000_000)):
                 return None
             if not lives_on:
                 self._house.slots.freeze()

@@ -101,6 +101,27 @@ def test_children_that_all_sleep_let_their_task_leave_and_go_on_after(lab: HostL
     assert [recovered(lab, row) for row in rows] == [["released"], ["released"]]
 
 
+def test_children_that_wait_for_the_places_of_sleepers_let_their_task_leave(lab: HostLab) -> None:
+    """Of three one may work at a time: while it sleeps nothing happens, and each in its turn is driven to its end."""
+    naps(lab)
+    task = AirflowTask()
+    one = lab.begin(task)
+    rows = one.spawn([replace(wanted, max_concurrency=1) for wanted in lab.wanted("naps", ["a", "b", "c"])])
+    for number in range(3):
+        parked = leave(lab, one, rows)
+        assert set(parked.inboxes) == {row.run_id for row in rows[number:]}
+        assert parked.wake_at == lab.clock.now_us() + HOUR
+        assert [lab.row(row.run_id).status for row in rows] == ["Completed"] * number + ["Running"] + ["Pending"] * (
+            2 - number
+        )
+        advance(lab, HOUR)
+        one = lab.begin(task)
+        rows = one.host.come_back()
+    assert [row.status for row in one.host.drive(rows)] == ["Completed"] * 3
+    assert set(lab.world.counts.values()) == {1}
+    one.host.close()
+
+
 def test_abandoned_threads_of_a_process_that_leaves_never_go_on(lab: HostLab) -> None:
     """Their time comes while the process is not gone yet: they write nothing, ask nobody, unwind nothing."""
     unwound = naps(lab)
@@ -141,7 +162,7 @@ def test_a_wait_of_less_than_a_minute_keeps_the_worker(lab: HostLab, nap: int, s
     driving_it = Background(lambda: one.host.drive(rows, AwaitPolicy(deferrable=True)))
     eventually(lambda: lab.row(rows[0].run_id).wake_at is not None)
     if stays:
-        assert supervisor.park([], 60, lives_on=False) is None
+        assert supervisor.park({}, 60, lives_on=False) is None
         one.host.close()
     else:
         with pytest.raises(Deferral):

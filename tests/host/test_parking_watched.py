@@ -116,7 +116,7 @@ def test_another_child_that_goes_on_soon_keeps_the_worker(lab: HostLab, nap: int
     driving_it = Background(lambda: one.host.drive(rows, AwaitPolicy(deferrable=True, poll_interval_s=0.01)))
     if stays:
         eventually(lambda: all(lab.row(row.run_id).wake_at is not None for row in rows))
-        assert one.host._supervisor.park([], 60, lives_on=False) is None
+        assert one.host._supervisor.park({}, 60, lives_on=False) is None
         one.host.close()
         return
     with pytest.raises(Deferral) as raised:

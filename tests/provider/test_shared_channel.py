@@ -18,3 +18,19 @@ def test_fifty_children_get_their_connection_under_dags_test(airflow_home: Airfl
     assert done.status == 0, done.text[-3000:]
     assert "child runs: 50 of 50 ended" in done.text
     assert "isn't defined" not in done.text
+
+
+def test_a_task_of_its_own_runs_under_tasks_test(airflow_home: AirflowHome) -> None:
+    """Its children are there afterwards, though Airflow has deleted the temporary DAG run; as orphans they are purged."""
+    assert airflow_home.childrun("init").status == 0
+    folder = str(ROOT / "tests" / "stack" / "dags")
+    done = airflow_home.airflow(
+        "tasks", "test", "stand_connections", "greetings", "2026-01-01", AIRFLOW__CORE__DAGS_FOLDER=folder
+    )
+    assert done.status == 0, done.text[-3000:]
+    assert "child runs: 50 of 50 ended" in done.text
+    listed = airflow_home.childrun("runs", "list", "--status", "Completed", "--limit", "100", "--json")
+    assert len(listed.text.splitlines()) == 50, listed.text[-2000:]
+    purged = airflow_home.childrun("purge", "--orphaned")
+    assert purged.status == 0, purged.text
+    assert airflow_home.childrun("runs", "list", "--json").text.splitlines() == []

@@ -28,7 +28,7 @@ from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.store.verify import verify_tree
 
 pytestmark = pytest.mark.fault
-WAIT_S = 3
+WAIT_S = 8
 WAIT_US = WAIT_S * 1_000_000
 LONGEST_S = 60
 CLEAN = multiprocessing.get_context("forkserver")

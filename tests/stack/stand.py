@@ -237,7 +237,7 @@ def environment_of(home: Path, metadata_url: str, port: int, witness: Witness) -
         "scheduler": {
             "scheduler_heartbeat_sec": 1,
             "scheduler_idle_sleep_time": 0.2,
-            "task_instance_heartbeat_timeout": 8,
+            "task_instance_heartbeat_timeout": 20,
             "task_instance_heartbeat_timeout_detection_interval": 1,
             "enable_health_check": False,
         },

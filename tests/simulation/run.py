@@ -224,8 +224,7 @@ class Simulation:
         assert max(slots.values()) == 1
         self.given_up = check_recoveries(store, rows, self.setting.limits.recovery_limit)
         if self.given_up:
-            disturbed = len(self.setting.faults.happened) + len(self.setting.machines) - 1
-            assert disturbed > self.setting.limits.recovery_limit, "given up though fewer processes were lost"
+            assert self._disturbances() > self.setting.limits.recovery_limit, "given up though fewer processes were lost"
             self.ends = [Expected(self.given_up).run(op, program) for op, program in self.programs]
         self._check_calls()
         if self._is_certain():
@@ -234,17 +233,16 @@ class Simulation:
             self._check_attempts()
 
     def _check_attempts(self) -> None:
-        """Check that a single answer which is lost costs no attempt, however late its commit happens.
-
-        A process that the schedule starves loses its session, and with it attempts, without any fault.
-        """
-        sessions = sum(what == "open_session done" for _, _, what in self.baton.log)
-        was_starved = sessions > len(self.setting.machines)
-        if was_starved or len(self.setting.machines) > 1:
-            return
-        if self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
+        """Check that a single answer which is lost costs no attempt, however late its commit happens."""
+        if self._disturbances() == 1 and self.setting.faults.happened in (["unheard"], ["late"], ["refused"]):
             bodies = [event.body for events in self.setting.store._events.values() for event in events]
             assert not any(b'"recovered"' in body for body in bodies), "an attempt was left open"
+
+    def _disturbances(self) -> int:
+        """Return how often a fault struck, or another process came, or one lost its session because it was not let run."""
+        opened = Counter(who.partition("/")[0] for _, who, what in self.baton.log if what == "open_session done")
+        starved = sum(count - 1 for count in opened.values())
+        return len(self.setting.faults.happened) + len(self.setting.machines) - 1 + starved
 
     def _is_certain(self) -> bool:
         """Whether neither a user nor a clock decides how runs end."""
@@ -258,7 +256,7 @@ class Simulation:
         for label, found in tokens.items():
             assert len(found) == 1, f"{label} was called with the tokens {found}"
         counts = Counter(label for label, _ in self.calls)
-        disturbed = len(self.setting.faults.happened) + len(self.setting.machines) - 1
+        disturbed = self._disturbances()
         for label, count in counts.items():
             most = self.expected.calls.get(label, 1) + disturbed
             assert count <= most, f"{label} was called {count} times, {most} at most"

@@ -49,7 +49,7 @@ def test_the_readme_names_the_versions_that_the_package_asks_for() -> None:
     (airflow,) = (each for each in project["dependencies"] if each.startswith("apache-airflow"))
     assert airflow == "apache-airflow>=3.2,<3.5"
     assert project["requires-python"] == ">=3.11"
-    # A later Python may well do, but there are no constraints for it, so that the first command would fail.
+    # For a later Python there are no constraints, so that the first command would fail.
     tried = [each.rpartition(" ")[2] for each in project["classifiers"] if re.fullmatch(r".*:: 3\.\d+", each)]
     assert f"Apache Airflow 3.2 to 3.4, Python {tried[0]} to {tried[-1]}," in flat(README.read_text())
 

@@ -224,7 +224,9 @@ class Simulation:
         assert max(slots.values()) == 1
         self.given_up = check_recoveries(store, rows, self.setting.limits.recovery_limit)
         if self.given_up:
-            assert self._disturbances() > self.setting.limits.recovery_limit, "given up though fewer processes were lost"
+            assert self._disturbances() > self.setting.limits.recovery_limit, (
+                "given up though fewer processes were lost"
+            )
             self.ends = [Expected(self.given_up).run(op, program) for op, program in self.programs]
         self._check_calls()
         if self._is_certain():

@@ -94,6 +94,7 @@ class Committer:
         def transaction(connection: Connection) -> list[Committed | Conflict]:
             nonlocal locked
             posts = [post for commit in commits for post in commit.posts]
+            self._database.dialect.join_trees(connection, _joined_trees(commits))
             picture = self._look(connection, named_runs(commits), posts, careful=careful)
             locked = True
             results = decide(commits, picture)
@@ -182,3 +183,10 @@ class Committer:
             (texts.insert_entries, [raw_rows.entry_values(entry) for entry in writes.entries]),
             (texts.move_runs, [raw_rows.moved_values(stored) for stored in changed]),
         ]
+
+
+def _joined_trees(commits: Iterable[Commit]) -> list[bytes]:
+    """Return, ascending, the roots of trees that get a run without a parent, whose row would keep the tree from deletion."""
+    new = [(step.run_id, step.create) for commit in commits for step in commit.steps if step.create is not None]
+    roots = {run.root_run_id for run_id, run in new if run.parent_run_id is None and run.root_run_id != run_id}
+    return sorted(root.bytes for root in roots)

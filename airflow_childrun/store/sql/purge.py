@@ -41,8 +41,11 @@ class Purge:
 
     def _delete(self, connection: Connection, root_run_id: UUID, idle_since: int) -> int | None:
         run = self._tables.run
-        self._database.dialect.take_time(connection)
-        # Every writer locks the row of a run that it moves, or that it spawns from: whoever comes now waits, then
+        dialect = self._database.dialect
+        dialect.take_time(connection)
+        # Another task of the same DAG run locks no row of the tree, and needs the artifacts that are there.
+        dialect.close_tree(connection, root_run_id.bytes)
+        # Every other writer locks the row of a run that it moves, or that it spawns from: whoever comes now waits, then
         # finds the run gone.
         query = (
             select(run.c.run_id, run.c.updated_at, self._is_open().label("is_open"))
@@ -60,10 +63,6 @@ class Purge:
                 connection.execute(delete(table).where(table.c.run_id.in_(some)))
         artifact = self._tables.artifact
         connection.execute(delete(artifact).where(artifact.c.root_run_id == root_run_id))
-        # Another task of the same DAG run locks none of these rows: who began meanwhile needs the artifacts.
-        if connection.scalar(select(func.count()).where(run.c.root_run_id == root_run_id)):
-            connection.rollback()
-            return None
         return len(found)
 
     def delete_sessions(self, over_since: int) -> int:

@@ -112,5 +112,14 @@ class StoreDialect:
     def take_time(self, connection: Connection) -> None:
         """Let the transaction that has begun last as long as it has to: a large deletion, a migration."""
 
+    def join_trees(self, connection: Connection, roots: Sequence[bytes]) -> None:
+        """Keep trees from being deleted until the transaction ends: what it adds to them locks no row of theirs.
+
+        :param roots: ascending
+        """
+
+    def close_tree(self, connection: Connection, root: bytes) -> None:
+        """Wait for everybody who joins a tree, and keep others out of it until the transaction ends."""
+
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""

@@ -34,6 +34,8 @@ LONGEST_TRANSACTION_S = 30
 _WITH_TRANSACTION_TIMEOUT = 170000
 _MIGRATION_LOCK = 0x6368696C6472756E  # "childrun"
 
+_TREE_LOCKS = 0x63687472  # "chtr": the first half of the keys of locks on trees
+
 _FAULTS: Mapping[str, Fault] = {
     "23505": "surprise",  # unique_violation
     "40001": "surprise",  # serialization_failure
@@ -162,6 +164,15 @@ class PostgresqlDialect(StoreDialect):
                 raise
         self.commit(connection)  # costs no round trip: the driver knows that there is nothing left to commit
 
+    def join_trees(self, connection: Connection, roots: Sequence[bytes]) -> None:
+        """Hold trees together with everybody else who joins them."""
+        for root in roots:
+            connection.execute(select(func.pg_advisory_xact_lock_shared(_TREE_LOCKS, _key(root))))
+
+    def close_tree(self, connection: Connection, root: bytes) -> None:
+        """Hold a tree alone."""
+        connection.execute(select(func.pg_advisory_xact_lock(_TREE_LOCKS, _key(root))))
+
     def lock_migrations(self, connection: Connection) -> None:
         """Keep a second migration waiting until the transaction ends."""
         self.take_time(connection)
@@ -184,6 +195,11 @@ def _text(writing: Writing, *, is_single: bool) -> str:
         return f"UPDATE {writing.table} r SET {changes} FROM {rows} v ({columns}) WHERE r.{key} = v.{key}"
     new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
     return f"INSERT INTO {writing.table} ({columns}) SELECT * FROM {rows} v ({columns}){new}"
+
+
+def _key(root: bytes) -> int:
+    """Return the second half of a tree's key; two trees that share it wait for each other, and lose nothing."""
+    return int.from_bytes(root[:4], signed=True)
 
 
 def _take_arrays(connection: Any, record: object) -> None:  # noqa: ARG001

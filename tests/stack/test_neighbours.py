@@ -14,9 +14,8 @@ from tests.postgres import PostgresServer
 from tests.stack.changes import ChangingFile
 from tests.stack.records import Records
 from tests.stack.stand import Stand, StandError, started
-from tests.stack.test_fate import Gate, gate, is_alive, wait_until
+from tests.stack.test_fate import Gate, is_alive, wait_until
 
-__all__ = ["gate"]
 pytestmark = [pytest.mark.stack, pytest.mark.provider, pytest.mark.long]
 
 
@@ -49,12 +48,8 @@ def neighbour(stand: Stand, postgres_server: PostgresServer) -> Iterator[Stand]:
 
     def share(other: Stand) -> None:
         (found,) = json.loads(stand.airflow("connections", "get", "childrun_default", "-o", "json"))
-        extra = {
-            **json.loads(
-                found["extra_dejson"] if isinstance(found["extra_dejson"], str) else json.dumps(found["extra_dejson"])
-            ),
-            "deployment_id": "staging",
-        }
+        shown = found["extra_dejson"]
+        extra = {**(json.loads(shown) if isinstance(shown, str) else shown), "deployment_id": "staging"}
         fields = {
             name: found[name]
             for name in ("conn_type", "host", "port", "schema", "login", "password")

@@ -11,7 +11,6 @@ from airflow_childrun.store.api import TERMINAL
 from airflow_childrun.store.sql.column_types import UuidBytes
 from airflow_childrun.store.sql.engine import Database
 from airflow_childrun.store.sql.schema import Tables
-from airflow_childrun.store.sql.texts import CHUNK
 
 
 class Purge:
@@ -56,13 +55,11 @@ class Purge:
         found = connection.execute(query).all()
         if not found or any(row.is_open or row.updated_at >= idle_since for row in found):
             return None
-        members = [row.run_id for row in found]
-        for start in range(0, len(members), CHUNK):
-            some = members[start : start + CHUNK]
-            for table in (self._tables.event, self._tables.fact, self._tables.inbox, run):
-                connection.execute(delete(table).where(table.c.run_id.in_(some)))
-        artifact = self._tables.artifact
-        connection.execute(delete(artifact).where(artifact.c.root_run_id == root_run_id))
+        members = select(run.c.run_id).where(run.c.root_run_id == root_run_id)
+        for table in (self._tables.event, self._tables.fact, self._tables.inbox):
+            connection.execute(delete(table).where(table.c.run_id.in_(members)))
+        for table in (self._tables.artifact, run):
+            connection.execute(delete(table).where(table.c.root_run_id == root_run_id))
         return len(found)
 
     def delete_sessions(self, over_since: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +10,14 @@ import pytest
 from airflow_childrun.authoring.steps import StepCall
 from airflow_childrun.engine.ports import IoCall
 from airflow_childrun.errors import StateError
-from airflow_childrun.hooks import driving
 from airflow_childrun.hooks.deferral import AwaitPolicy, Deferral
 from airflow_childrun.model.config import ChildRetryPolicy, Duration, Fixed, RetryPolicy
 from airflow_childrun.model.events import WAIT_OPENED
-from airflow_childrun.testing.clock import ManualClock
 from tests.engine.kit import Background, Stage, eventually
 from tests.host.kit import AirflowTask, HostLab
-from tests.host.test_parking import HOUR, SECOND, advance, go_on, leave, naps, recovered
+from tests.host.test_parking import HOUR, SECOND, advance, go_on, lab, leave, naps, recovered
+
+__all__ = ["lab"]
 
 LOOKS = RetryPolicy(max_attempts=9, backoff=Fixed(delay=Duration(secs=5)))
 
@@ -42,15 +41,6 @@ class Outside:
 
         watch = {"dag_id": "d", "dag_run_id": name}
         stage.io.call(IoCall("look", [], "end", local=StepCall(look, (), {}, "look", "end", LOOKS, watch)))
-
-
-@pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostLab]:
-    """Give tries of tasks that look at once whether they may leave; the clock stands still."""
-    monkeypatch.setattr(driving, "INLINE_S", 0.0)
-    made = HostLab(clock=ManualClock())
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("lives_on", [False, True], ids=["the process leaves", "the process lives on"])

@@ -140,6 +140,17 @@ class Stand:
         """Return where a component writes its log."""
         return self.home / f"{component}.log"
 
+    def wait_for_log(self, component: str, pattern: str, timeout_s: float = 60) -> None:
+        """Wait until a component has logged a line that matches.
+
+        :raises StandError: if it does not
+        """
+        deadline = time.monotonic() + timeout_s
+        while not re.search(pattern, self.log_of(component).read_text(errors="replace")):
+            if time.monotonic() > deadline:
+                raise StandError(f"{component} logged nothing like {pattern!r} within {timeout_s:.0f} s")
+            time.sleep(0.1)
+
     def wait_until_ready(self) -> None:
         """Wait until all four components are healthy and every DAG of the folder is there.
 

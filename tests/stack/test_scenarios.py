@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,9 @@ def test_a_deleted_backfill_run_made_again_is_another_one(stand: Stand, records:
     backfill = stand.browser.post("/backfills", body)
     run_id = "backfill__2026-02-01T00:00:00+00:00"
     assert stand.browser.wait_for_run("stand_daily", run_id) == "success"
+    # Airflow tells tasks apart by name and try alone: the end of the first process, if the scheduler hears of it only when
+    # the task of the second run is queued, would be taken for that one's.
+    stand.wait_for_log("scheduler", f"Received executor event .*{re.escape(run_id)}")
     stand.browser.delete_run("stand_daily", run_id)
     stand.browser.put(f"/backfills/{backfill['id']}/cancel")
     stand.browser.post("/backfills", body)

@@ -123,6 +123,10 @@ class Moves:
     wake_at: int | None = None
 
 
+STILL = Moves()
+"""Nothing changes."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewRun:
     """The row of a run that a commit creates; the same commit appends its first event.
@@ -190,7 +194,7 @@ class RunStep:
     expected_head: int
     epoch: int | None
     events: tuple[NewEvent, ...] = ()
-    moves: Moves = Moves()
+    moves: Moves = STILL
     create: NewRun | None = None
     lease: TakeLease | ReleaseLease | None = None
 

@@ -27,25 +27,21 @@ def event_hash(run_id: UUID, seq: int, recorded_at: int, previous_hash: str, bod
     :param previous_hash: chain hash of the event before it; ``GENESIS_HASH`` for the first
     :param body_digest: SHA-256 of the event's bytes (64 hex digits)
     """
-    return hashlib.sha256(
-        b"".join(
-            (
-                DOMAIN,
-                run_id.bytes,
-                seq.to_bytes(8, "big"),
-                recorded_at.to_bytes(8, "big"),
-                bytes.fromhex(previous_hash),
-                bytes.fromhex(body_digest),
-            )
-        )
-    ).hexdigest()
+    return raw_event_hash(
+        run_id.bytes, seq, recorded_at, bytes.fromhex(previous_hash), bytes.fromhex(body_digest)
+    ).hex()
+
+
+def raw_event_hash(run_id: bytes, seq: int, recorded_at: int, previous_hash: bytes, body_digest: bytes) -> bytes:
+    """Return what :func:`event_hash` returns, bytes to bytes."""
+    return hashlib.sha256(DOMAIN + run_id + _NUMBERS.pack(seq, recorded_at) + previous_hash + body_digest).digest()
 
 
 def follows(event: StoredEvent, previous_hash: str) -> bool:
     """Whether an event is what was written after the event with this chain hash."""
     try:
         expected = event_hash(event.run_id, event.seq, event.recorded_at, previous_hash, body_digest(event.body))
-    except (OverflowError, ValueError):
+    except (struct.error, ValueError):
         return False  # a number or a hash that nobody can have written
     return event.hash == expected
 

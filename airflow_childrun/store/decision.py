@@ -14,6 +14,7 @@ from uuid import UUID
 from airflow_childrun.errors import CorruptionError, OtherStorageError
 from airflow_childrun.store.api import (
     GENESIS_HASH,
+    STILL,
     TERMINAL,
     Artifact,
     Cap,
@@ -161,7 +162,7 @@ def decide_posts(posts: Sequence[InboxPost], picture: Picture, at: int) -> dict[
 
 def created_row(step: RunStep, answer: Committed) -> RunRow | None:
     """Return the row that a step with nothing but a run's first event has made; None for other steps."""
-    if step.create is None or len(step.events) != 1 or step.lease is not None or step.moves != _STILL:
+    if step.create is None or len(step.events) != 1 or step.lease is not None or step.moves != STILL:
         return None
     head = answer.heads[step.run_id]
     row = _new_row(step.run_id, step.create, answer.recorded_at)
@@ -346,7 +347,7 @@ def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> l
 
 
 def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) -> dict[str, Any]:
-    if moves == _STILL:
+    if moves == STILL:
         return {}
     mark = events[moves.checkpoint_at] if moves.checkpoint_at is not None else None
     # "" and 0 clear what None leaves as it is.
@@ -360,9 +361,6 @@ def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) ->
         "error_code": row.error_code if moves.error_code is None else moves.error_code or None,
         "wake_at": row.wake_at if moves.wake_at is None else moves.wake_at or None,
     }
-
-
-_STILL = Moves()
 
 
 def _new_row(run_id: UUID, new: NewRun, at: int) -> RunRow:

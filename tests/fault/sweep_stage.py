@@ -78,7 +78,7 @@ class Watched:
         _watch_statements(store.database.engine(), places)
         dialect: Any = store.database.dialect
         # Hot statements go past SQLAlchemy, whose events would tell of them.
-        for name in ("fetch", "write_rows", "write_and_commit", "commit"):
+        for name in ("fetch", "make_alone", "write_rows", "write_and_commit", "commit"):
             setattr(dialect, name, self._around(name, getattr(dialect, name)))
 
     def __getattr__(self, name: str) -> Any:
@@ -101,8 +101,13 @@ def _watch_statements(engine: Engine, places: Places) -> None:
     def after(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
         places.here(f"after {_short(statement)}")
 
+    def traced(connection: Any, record: object) -> None:
+        connection.set_trace_callback(lambda statement: places.here(f"before {_short(statement)}"))
+
     event.listen(engine, "before_cursor_execute", before)
     event.listen(engine, "after_cursor_execute", after)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", traced)  # a lone commit's statements go past SQLAlchemy
 
 
 def _short(statement: str) -> str:

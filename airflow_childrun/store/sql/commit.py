@@ -22,7 +22,7 @@ from airflow_childrun.store.decision import (
 from airflow_childrun.store.sql import raw_rows, rows
 from airflow_childrun.store.sql.engine import Database, settled
 from airflow_childrun.store.sql.errors import SurpriseError
-from airflow_childrun.store.sql.lone_commit import answer_of, is_lone, statement_of
+from airflow_childrun.store.sql.lone_commit import answer_of, is_lone
 from airflow_childrun.store.sql.statements import Statements
 from airflow_childrun.store.sql.texts import CHUNK, Row, Texts, Writing
 
@@ -63,17 +63,16 @@ class Committer:
         return self._database.write(transaction)
 
     def _lone(self, commit: Commit) -> Committed | None:
-        """Make a commit happen as one statement; None where that cannot be, or where it did not happen that way."""
-        database = self._database
-        if not database.dialect.has_lone_commits or not is_lone(commit):
+        """Make a commit happen the short way; None where that cannot be, or where it did not happen that way."""
+        if not is_lone(commit):
             return None
-        text, parameters = statement_of(commit, self._texts)
+        make = self._database.dialect.make_alone
         try:
-            rows = database.statement(lambda connection: database.dialect.fetch(connection, text, parameters))
+            row = self._database.past(lambda connection: make(connection, self._texts, commit))
         except (SurpriseError, UnavailableError):
             # Whether it happened is not known; submitted again, it is known by its id.
             return None
-        return answer_of(commit, rows[0]) if rows else None
+        return answer_of(commit, row) if row else None
 
     def _asked_again(self, commit: Commit, result: Committed | Conflict) -> Committed | Conflict:
         """Decide a refused commit that creates runs once more, in a transaction that begins now.
@@ -165,7 +164,7 @@ class Committer:
         for start in range(0, len(ids), CHUNK):
             condition, parameters = dialect.one_of(ids[start : start + CHUNK])
             text = self._texts.locked_runs.format(condition) + dialect.lock_text
-            found += dialect.fetch(connection, text, parameters)
+            found += dialect.fetch(connection.connection, text, parameters)
         return found
 
     def _work(self, writes: Writes) -> list[tuple[Writing, list[Row]]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from airflow_childrun.clock import Clock
@@ -16,7 +16,7 @@ from airflow_childrun.store.sql.dialects.postgresql import PostgresqlDialect
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
 from airflow_childrun.store.sql.errors import SurpriseError, translated
 from airflow_childrun.store.sql.schema import Tables
-from airflow_childrun.store.sql.texts import Texts
+from airflow_childrun.store.sql.texts import Row, Texts
 
 POOL_SIZE = 2
 POOL_TIMEOUT_S = 30.0
@@ -88,15 +88,31 @@ class Database:
 
         :raises StorageError: translated from what the database said
         """
-        return twice(lambda: self._run(work, self.dialect.read_options), self.place)
+        return twice(lambda: self._run(work), self.place)
 
-    def statement(self, work: Callable[[Connection], T]) -> T:
-        """Run one statement once, a transaction of its own.
+    def query(self, text: str, parameters: Row) -> list[Row]:
+        """Run one of the hot queries, past SQLAlchemy; once more on a new connection if the first one turns out stale.
+
+        :raises StorageError: translated from what the database said
+        """
+        return twice(lambda: self.past(lambda connection: self.dialect.fetch(connection, text, parameters)), self.place)
+
+    def past(self, work: Callable[[PoolProxiedConnection], T]) -> T:
+        """Run something once on a connection of the driver, which begins no transactions by itself.
 
         :raises SurpriseError: if somebody was in the way
         :raises StorageError: translated from what the database said
         """
-        return self._run(work, self.dialect.read_options)
+        with translated(self.dialect, self.place):
+            engine = self.engine()
+            connection = engine.raw_connection()
+            try:
+                return work(connection)
+            except BaseException as error:
+                self.dialect.give_up(engine, connection, error)
+                raise
+            finally:
+                connection.close()
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run an idempotent transaction and commit; once more if the connection was stale or somebody was in the way.
@@ -111,17 +127,24 @@ class Database:
         :raises SurpriseError: if somebody was in the way
         :raises StorageError: translated from what the database said
         """
-        return self._run(work, self.dialect.write_options, commit=True)
+        return self._run(lambda connection: self._committed(connection, work))
 
-    def _run(self, work: Callable[[Connection], T], options: Any, *, commit: bool = False) -> T:
+    def _run(self, work: Callable[[Connection], T]) -> T:
         with translated(self.dialect, self.place), self.engine().connect() as connection:
-            connection.execution_options(**options)
-            if commit:
-                self.dialect.bound(connection)
-            result = work(connection)
-            if commit and connection.in_transaction():
-                self.dialect.commit(connection)
-            return result
+            try:
+                return work(connection)
+            except BaseException as error:
+                # SQLAlchemy knows of its own errors, and of none that came past it.
+                self.dialect.give_up(connection.engine, connection, error)
+                raise
+
+    def _committed(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        connection.execution_options(**self.dialect.write_options)
+        self.dialect.bound(connection)
+        result = work(connection)
+        if connection.in_transaction():
+            self.dialect.commit(connection)
+        return result
 
     def _new_engine(self) -> Engine:
         options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from airflow_childrun.store.api import TERMINAL, Commit, Committed, Head, Moves, ReleaseLease, RunStep
+from airflow_childrun.store.api import STILL, TERMINAL, Commit, Committed, Head, Moves, ReleaseLease, RunStep
 from airflow_childrun.store.chain import DOMAIN
+from airflow_childrun.store.sql.raw_rows import unhex
 from airflow_childrun.store.sql.schema import RAW
 from airflow_childrun.store.sql.texts import Row, Texts
 
@@ -40,9 +41,16 @@ def statement_of(commit: Commit, texts: Texts) -> tuple[str, dict[str, Any]]:
     step = commit.steps[0]
     moves = step.moves
     facts = tuple(event.fact is not None for event in step.events)
-    ends_lease = step.lease is not None or moves.status in TERMINAL
-    shape = (facts, len(commit.artifacts), moves.checkpoint_at, moves.status in TERMINAL, ends_lease, _moved(moves))
-    return _text(texts, shape), _parameters(commit, step)
+    moved = moved_by(moves)
+    shape = (
+        facts,
+        len(commit.artifacts),
+        moves.checkpoint_at,
+        moves.status in TERMINAL,
+        ends_lease(step),
+        tuple(moved),
+    )
+    return _text(texts, shape), _parameters(commit, step) | moved
 
 
 def answer_of(commit: Commit, row: Row) -> Committed:
@@ -53,26 +61,31 @@ def answer_of(commit: Commit, row: Row) -> Committed:
     return Committed(at, {step.run_id: head})
 
 
-_VALUES = ("status", "checkpoint_snapshot_id", "final_snapshot_id", "error_code", "wake_at")
+def ends_lease(step: RunStep) -> bool:
+    """Whether the run has no owner afterwards."""
+    return step.lease is not None or step.moves.status in TERMINAL
 
 
-def _moved(moves: Moves) -> tuple[str, ...]:
-    return tuple(name for name in _VALUES if getattr(moves, name) is not None)
+def moved_by(moves: Moves) -> dict[str, Any]:
+    """Return the columns that a step's moves name, with their new values: "" and 0 clear a column."""
+    if moves == STILL:
+        return {}
+    values = {
+        "status": moves.status,
+        "checkpoint_snapshot_id": unhex(moves.checkpoint_snapshot_id),
+        "final_snapshot_id": unhex(moves.final_snapshot_id),
+        "error_code": moves.error_code,
+        "wake_at": moves.wake_at,
+    }
+    return {name: value or None for name, value in values.items() if value is not None}
 
 
 def _parameters(commit: Commit, step: RunStep) -> dict[str, Any]:
-    moves = step.moves
     given: dict[str, Any] = {
         "run": step.run_id.bytes,
         "head": step.expected_head,
         "epoch": step.epoch,
         "commit": commit.commit_id.bytes,
-        "status": moves.status,
-        "checkpoint_snapshot_id": _unhex(moves.checkpoint_snapshot_id),
-        "final_snapshot_id": _unhex(moves.final_snapshot_id),
-        # "" and 0 clear a column.
-        "error_code": moves.error_code or None,
-        "wake_at": moves.wake_at or None,
     }
     for number, event in enumerate(step.events, 1):
         digest = hashlib.sha256(event.body).digest()
@@ -86,8 +99,8 @@ def _parameters(commit: Commit, step: RunStep) -> dict[str, Any]:
         }
         if event.fact is not None:
             given[f"key{number}"] = bytes.fromhex(event.fact.key_digest)
-            given[f"payload{number}"] = _unhex(event.fact.payload_id)
-            given[f"request{number}"] = _unhex(event.fact.request_digest)
+            given[f"payload{number}"] = unhex(event.fact.payload_id)
+            given[f"request{number}"] = unhex(event.fact.request_digest)
             given[f"failed{number}"] = event.fact.failed
     ordered = sorted(commit.artifacts, key=lambda artifact: (artifact.root_run_id, artifact.id))
     for number, artifact in enumerate(ordered, 1):
@@ -169,7 +182,3 @@ def _inserts(texts: Texts, facts: Sequence[bool], artifacts: int) -> list[str]:
                 f"%(payload{number})s, %(request{number})s, %(failed{number})s FROM u)"
             )
     return parts
-
-
-def _unhex(value: str | None) -> bytes | None:
-    return None if value is None else bytes.fromhex(value)

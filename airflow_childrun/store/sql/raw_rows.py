@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 from uuid import UUID
 
 from airflow_childrun.store.api import (
@@ -85,7 +84,7 @@ def moving_values(stored: StoredRun) -> Row:
         row.checkpoint_seq,
         bytes.fromhex(row.checkpoint_hash),
         bytes.fromhex(row.checkpoint_snapshot_id),
-        _unhex(row.final_snapshot_id),
+        unhex(row.final_snapshot_id),
         row.error_code,
         row.wake_at,
         row.updated_at,
@@ -118,7 +117,7 @@ def all_values(stored: StoredRun) -> Row:
         row.op_version,
         bytes.fromhex(row.manifest_id),
         bytes.fromhex(row.initial_snapshot_id),
-        _unhex(row.plan_id),
+        unhex(row.plan_id),
         row.deadline_at,
         row.created_at,
         airflow.dag_id if airflow else None,
@@ -150,7 +149,7 @@ def event_values(event: StoredEvent) -> Row:
 
 def fact_values(fact: FactEntry) -> Row:
     """Return a fact's columns, in the order of ``FACT``."""
-    key, payload, request = bytes.fromhex(fact.key_digest), _unhex(fact.payload_id), _unhex(fact.request_digest)
+    key, payload, request = bytes.fromhex(fact.key_digest), unhex(fact.payload_id), unhex(fact.request_digest)
     return (fact.run_id.bytes, key, fact.seq, payload, request, fact.failed)
 
 
@@ -176,5 +175,6 @@ def _bytes(value: UUID | None) -> bytes | None:
     return None if value is None else value.bytes
 
 
-def _unhex(value: Any) -> bytes | None:
+def unhex(value: str | None) -> bytes | None:
+    """Return the bytes of hex digits, or None."""
     return None if value is None else bytes.fromhex(value)

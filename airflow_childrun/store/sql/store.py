@@ -196,8 +196,7 @@ class SqlStore:
             yield from self._driver_rows(text.format(condition), (*before, *parameters))
 
     def _driver_rows(self, text: str, parameters: Row) -> Sequence[Row]:
-        fetch = self.database.dialect.fetch
-        return self._checked(lambda: self.database.read(lambda connection: fetch(connection, text, parameters)))
+        return self._checked(lambda: self.database.query(text, parameters))
 
     def _checked(self, work: Callable[[], T]) -> T:
         """Run ``work``; if it fails for no reason that the database names, look whether the schema is the reason."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Table
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, PoolProxiedConnection, Table
 from sqlalchemy.exc import DBAPIError
 
-from airflow_childrun.store.sql.texts import Row, Writing
+from airflow_childrun.store.api import Commit
+from airflow_childrun.store.sql.texts import Row, Texts, Writing
 
 Fault = Literal["surprise", "unavailable", "schema", "other"]
 """What a database's error means: try the members one by one; not reachable; tables missing; anything else."""
@@ -25,16 +26,12 @@ class StoreDialect:
     """The driver's placeholder."""
     now_text: ClassVar[str]
     """The database's time in microseconds, as text."""
-    has_lone_commits: ClassVar[bool] = False
-    """Whether the statements of ``lone_commit`` are its own."""
     lock_text: ClassVar[str] = ""
     """What makes a query of runs ``r`` lock them."""
     cursor_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of the driver's cursors for the hot statements."""
     ids_at_once: ClassVar[int] = 500
     """How many ids a query of :meth:`one_of` may name."""
-    read_options: ClassVar[Mapping[str, Any]] = {}
-    """Execution options of a connection that reads with single statements."""
     write_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a connection that runs a transaction."""
 
@@ -65,27 +62,31 @@ class StoreDialect:
         """Return the condition "is one of these ids", and its parameters."""
         return f"IN ({', '.join(self.mark for _ in ids)})", tuple(ids)
 
-    def fetch(self, connection: Connection, text: str, parameters: Row | dict[str, Any]) -> list[Row]:
+    def fetch(self, connection: PoolProxiedConnection, text: str, parameters: Row | dict[str, Any]) -> list[Row]:
         """Run a query past SQLAlchemy, whose result objects would cost several times what the query does."""
-        cursor: Any = connection.connection.cursor(**self.cursor_options)
+        cursor: Any = connection.cursor(**self.cursor_options)
         try:
             cursor.execute(text, parameters)
             rows: list[Row] = cursor.fetchall()
-        except Exception as error:
-            self.give_up(connection, error)
-            raise
         finally:
             cursor.close()
         return rows
 
-    def give_up(self, connection: Connection, error: BaseException) -> None:
+    def make_alone(self, connection: PoolProxiedConnection, texts: Texts, commit: Commit) -> Row | None:
+        """Make a commit happen that ``lone_commit`` takes; return time, hash of the last event and inbox number.
+
+        None where the run does not stand where the commit expects it: nothing has happened then.
+        """
+        raise NotImplementedError
+
+    def give_up(self, engine: Engine, connection: Connection | PoolProxiedConnection, error: BaseException) -> None:
         """Let a connection go that the driver itself reported as lost, or that nobody knows the state of."""
         if not isinstance(error, Exception):
             connection.invalidate()
         elif self.fault(error) == "unavailable":
             # SQLAlchemy would do so: what else the pool holds is as old.
             connection.invalidate()
-            connection.engine.dispose()
+            engine.dispose()
 
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
         """Execute a statement for some rows."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Insert,
+    PoolProxiedConnection,
     Table,
     cast,
     event,
@@ -24,9 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.pool import QueuePool
 
+from airflow_childrun.store.api import Commit
 from airflow_childrun.store.sql.dialects.arrays import packed, register
 from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect, Work
-from airflow_childrun.store.sql.texts import Row, Writing
+from airflow_childrun.store.sql.lone_commit import statement_of
+from airflow_childrun.store.sql.texts import Row, Texts, Writing
 
 CONNECT_TIMEOUT_S = 10
 LONGEST_TRANSACTION_S = 30
@@ -43,11 +46,15 @@ _FAULTS: Mapping[str, Fault] = {
     "55P03": "surprise",  # lock_not_available
     "25P03": "unavailable",  # idle_in_transaction_session_timeout: this process was paused
     "25P04": "unavailable",  # transaction_timeout: the same
+    "0A000": "unavailable",  # feature_not_supported: a prepared statement whose tables have changed since
+    "26000": "unavailable",  # invalid_sql_statement_name: what was prepared is gone
     "25006": "unavailable",  # read_only_sql_transaction: a standby answered
     "3F000": "schema",  # invalid_schema_name
     "42P01": "schema",  # undefined_table
     "42703": "schema",  # undefined_column
 }
+PREPARE_AFTER = 5
+"""After how many executions a statement is prepared: to parse and plan a lone commit takes as long as to execute it."""
 _ROWS = 1000
 """How many rows one statement writes: what is sent stands in memory several times."""
 # Connection lost, not enough resources, the operator or a timeout intervened, the system failed.
@@ -60,14 +67,12 @@ class PostgresqlDialect(StoreDialect):
     name: ClassVar[str] = "postgresql"
     mark: ClassVar[str] = "%s"
     now_text: ClassVar[str] = "CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
-    has_lone_commits: ClassVar[bool] = True
     lock_text: ClassVar[str] = " FOR UPDATE OF r"
     # Bytes come as bytes, and not in hex.
     cursor_options: ClassVar[Mapping[str, Any]] = {"binary": True}
     # They are one parameter, however many: all that a triggerer waits for is one query.
     ids_at_once: ClassVar[int] = 10_000
-    # A read is one statement: no BEGIN and no COMMIT around it.
-    read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
+    write_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "READ COMMITTED"}
 
     def url(self, url: URL) -> URL:
         """Return the URL with psycopg as its driver."""
@@ -77,14 +82,14 @@ class PostgresqlDialect(StoreDialect):
         """Return arguments of ``create_engine``."""
         return {
             "poolclass": QueuePool,
-            "isolation_level": "READ COMMITTED",
-            # Named prepared statements belong to a server connection, which a transaction pooler changes.
+            # A read is one statement, and so is a lone commit: no BEGIN and no COMMIT around it.
+            "isolation_level": "AUTOCOMMIT",
             "connect_args": {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
         }
 
     def prepare(self, engine: Engine) -> None:
-        """Teach every new connection what the arrays of a batch are."""
-        event.listen(engine, "connect", _take_arrays)
+        """Teach every new connection what the arrays of a batch are, and whether it may prepare statements."""
+        event.listen(engine, "connect", _on_connect)
 
     def bound(self, connection: Connection) -> None:
         """Begin a transaction that the server breaks off, in the round trip that the BEGIN costs anyway.
@@ -97,12 +102,8 @@ class PostgresqlDialect(StoreDialect):
         if driver.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
             # The other one does not count while the server waits in the middle of a pipeline.
             limits.append(f"set_config('transaction_timeout', '{LONGEST_TRANSACTION_S}s', true)")
-        try:
-            with driver.pipeline():
-                driver.execute(f"SELECT {', '.join(limits)}")
-        except BaseException as error:
-            self.give_up(connection, error)
-            raise
+        with driver.pipeline():
+            driver.execute(f"SELECT {', '.join(limits)}")
 
     def take_time(self, connection: Connection) -> None:
         """Let a transaction last as long as it has to."""
@@ -132,6 +133,12 @@ class PostgresqlDialect(StoreDialect):
     def one_of(self, ids: Sequence[bytes]) -> tuple[str, Row]:
         """Return the condition "is one of these ids", the same text for any number of them."""
         return "= ANY(%s)", (list(ids),)
+
+    def make_alone(self, connection: PoolProxiedConnection, texts: Texts, commit: Commit) -> Row | None:
+        """Make a lone commit happen as one statement."""
+        text, parameters = statement_of(commit, texts)
+        rows = self.fetch(connection, text, parameters)
+        return rows[0] if rows else None
 
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
         """Write many rows with one statement, a parameter for each column."""
@@ -202,5 +209,11 @@ def _key(root: bytes) -> int:
     return int.from_bytes(root[:4], signed=True)
 
 
-def _take_arrays(connection: Any, record: object) -> None:  # noqa: ARG001
+def _on_connect(connection: Any, record: object) -> None:  # noqa: ARG001
     register(connection)
+    # Named prepared statements belong to a server connection, which a transaction pooler changes: whoever gets the next
+    # one would run what another client has prepared under the same name. A pooler shows by the server's process, which
+    # is not the one that the connection was told.
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    if pid == connection.info.backend_pid:
+        connection.prepare_threshold = PREPARE_AFTER

@@ -6,14 +6,27 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Connection, Engine, Insert, Table, event, func
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    PoolProxiedConnection,
+    Table,
+    event,
+    func,
+)
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.pool import QueuePool
 
 from airflow_childrun.clock import Clock
 from airflow_childrun.errors import InputError
+from airflow_childrun.store.api import Commit
 from airflow_childrun.store.sql.dialects.base import Fault, StoreDialect
-from airflow_childrun.store.sql.texts import Row, Writing
+from airflow_childrun.store.sql.lone_sqlite import make_on_sqlite, text_of
+from airflow_childrun.store.sql.texts import Row, Texts, Writing
 
 BUSY_TIMEOUT_S = 10.0
 _WRITES = "childrun_writes"
@@ -74,17 +87,14 @@ class SqliteDialect(StoreDialect):
         """Return an insert that leaves rows alone whose primary key exists."""
         return insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key))
 
+    def make_alone(self, connection: PoolProxiedConnection, texts: Texts, commit: Commit) -> Row | None:
+        """Make a lone commit happen, statement by statement."""
+        driver: Any = connection.driver_connection
+        return make_on_sqlite(driver, texts, commit)
+
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
         """Execute a statement for each row: the driver prepares it once."""
-        columns = writing.columns
-        if writing.verb == "update":
-            moved = ", ".join(f"{name} = ?{number}" for number, name in enumerate(columns[1:], 2))
-            text = f"UPDATE {writing.table} SET {moved} WHERE {columns[0]} = ?1"
-        else:
-            marks = ", ".join("?" for _ in columns)
-            new = " ON CONFLICT DO NOTHING" if writing.verb == "insert_new" else ""
-            text = f"INSERT INTO {writing.table} ({', '.join(columns)}) VALUES ({marks}){new}"
-        connection.exec_driver_sql(text, rows if len(rows) > 1 else rows[0])
+        connection.exec_driver_sql(text_of(writing), rows if len(rows) > 1 else rows[0])
 
     def fault(self, error: Exception) -> Fault:
         """Say what an error means: SQLite's extended codes hold the primary one in their lowest byte."""

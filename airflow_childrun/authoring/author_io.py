@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from types import FunctionType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
 from airflow_childrun.authoring.handles import ChildError, ChildHandle, ChildResult, Spawnable
@@ -305,15 +307,23 @@ def _handle(answer: Mapping[str, Any], operation: Spawnable, key: str) -> ChildH
     return ChildHandle(answer["child_run_id"], answer["child_manifest_id"], operation.name, operation.version, key)
 
 
+_SYNCHRONOUS: WeakSet[Callable[..., Any]] = WeakSet()
+"""Functions that were looked at before."""
+
+
 def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", None)
     if not name or name == "<lambda>":
         raise InputError(
             "a step needs a function with a name, since its name is its key; define one with def", code="step_unnamed"
         )
+    if type(function) is FunctionType and function in _SYNCHRONOUS:
+        return str(name)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise InputError(
             f"the step {name!r} is async; make it a plain def (which may call asyncio.run), and several at once children",
             code="step_async",
         )
+    if type(function) is FunctionType:
+        _SYNCHRONOUS.add(function)
     return str(name)

@@ -100,7 +100,7 @@ class Registry:
             return places[file]
         if not places:
             raise OperationError(self._unknown(name, version), code="operation_not_reachable")
-        if len({known.shape() for known in places.values()}) > 1:
+        if len(places) > 1 and len({known.shape() for known in places.values()}) > 1:
             listed = " and at ".join(str(known.place) for known in places.values())
             raise OperationError(
                 f"operation {name!r} version {version!r} is defined differently at {listed}; give one of them another "

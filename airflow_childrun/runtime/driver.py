@@ -20,6 +20,7 @@ from airflow_childrun.model.config import RunConfig
 from airflow_childrun.model.events import DEADLINE_OVER, StateCompleted, StateEntered
 from airflow_childrun.model.plan import ExecutionPlan, StateNode
 from airflow_childrun.runtime.closing import consumed_event, withdraw_posts
+from airflow_childrun.runtime.cradle import Newborn, Resolved
 from airflow_childrun.runtime.earlier import Reads
 from airflow_childrun.runtime.ending import RUN_CANCELLED, Ender
 from airflow_childrun.runtime.histories import Shortcut, check_drift, load_run, read_manifest
@@ -41,10 +42,11 @@ T = TypeVar("T")
 class RunDriver:
     """Drives one run in the calling thread, which holds a slot."""
 
-    def __init__(self, house: House, row: RunRow, around: Surroundings, reads: Reads | None = None) -> None:
+    def __init__(self, house: House, row: RunRow, around: Surroundings, newborn: Newborn | None = None) -> None:
         self._house = house
         self._row = row
-        self._reads: Reads = reads or house.store
+        self._newborn = newborn
+        self._reads: Reads = newborn or house.store
         self._around = around
         self._snapshot: tuple[str, bytes] | None = None
         self.journal: RunJournal | None = None
@@ -64,14 +66,11 @@ class RunDriver:
         session_id = house.patience.attempt(house.keeper.session_id)
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
             return "foreign"
-        shortcut = Shortcut(house.limits.summary_after, self._patiently)
-        history = house.patience.attempt(lambda: load_run(self._reads, row, shortcut))
+        history = self._load()
         if history.finished is not None:
             # It ended after its row was read: whoever took the lease now would move a terminal run.
             return "ended"
-        manifest = house.patience.attempt(lambda: read_manifest(self._reads, row.root_run_id, history.start))
-        plan = house.resolver.resolve(manifest)
-        house.patience.attempt(lambda: check_drift(self._reads, row.root_run_id, history, plan))
+        manifest, plan = self._resolve(history)
         cap = self._cap(history)
         if cap is not None and not self._around.may_begin(row.run_id, cap):
             raise NoPlace(f"run {row.run_id} waits for its turn")
@@ -97,6 +96,23 @@ class RunDriver:
             journal.waive_cap()
             self._ender(journal).finish_timed_out()
             return "ended"
+
+    def _load(self) -> RunHistory:
+        begun = self._newborn.history() if self._newborn is not None else None
+        if begun is not None:
+            return begun
+        shortcut = Shortcut(self._house.limits.summary_after, self._patiently)
+        return self._house.patience.attempt(lambda: load_run(self._reads, self._row, shortcut))
+
+    def _resolve(self, history: RunHistory) -> Resolved:
+        """Return the run's manifest and its plan, which is still the one that the run began with."""
+        if self._newborn is not None and self._newborn.resolved is not None:
+            return self._newborn.resolved
+        patience, root = self._house.patience, self._row.root_run_id
+        manifest = patience.attempt(lambda: read_manifest(self._reads, root, history.start))
+        plan = self._house.resolver.resolve(manifest)
+        patience.attempt(lambda: check_drift(self._reads, root, history, plan))
+        return manifest, plan
 
     @property
     def may_be_tried_again(self) -> bool:

@@ -156,7 +156,7 @@ class House:
         :raises OperationError: code ``transport_group_duplicate``, if a transport claims the group of child runs
         """
         TransportRegistry(self.transports.all().values()).register(_ChildRunGroup())
-        self.cradle = Cradle(self.store, self.scheduler)
+        self.cradle = Cradle(self.store, self.scheduler, self.resolver)
         self.committer = Committer(self.store, self.scheduler)
         self.slots = Slots(self.scheduler, self.limits.max_concurrency)
         self.keeper = SessionKeeper(

@@ -61,8 +61,7 @@ def _request(store: Store, row: RunRow, now_us: int) -> EndRequest | None:
 
 
 def _ended(row: RunRow, request: EndRequest) -> RunRow:
-    return replace(
-        row,
+    return row._replace(
         status="Cancelled",
         final_snapshot_id=row.checkpoint_snapshot_id,
         wake_at=None,

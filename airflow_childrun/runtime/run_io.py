@@ -82,7 +82,7 @@ class _ChildRuns:
             env,
             journal=self._journal,
             nursery=self._nursery,
-            resolver=self._house.resolver,
+            resolver=self._house.cradle,
             policy=self._house.policy,
             max_depth=self._house.limits.max_depth,
         )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from airflow_childrun.store.values import (
@@ -71,8 +71,7 @@ GENESIS_HASH = "0" * 64
 """The previous hash of a stream's first event (64 hex digits)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(NamedTuple):
     """A content-addressed blob: ``id`` is the lower-case hex SHA-256 of the plain ``body``.
 
     Identity is ``(root_run_id, id)``: artifacts are shared inside a tree of runs, never across trees.
@@ -84,8 +83,7 @@ class Artifact:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FactRow:
+class FactRow(NamedTuple):
     """What the index of facts keeps of a ``fact_recorded`` or ``fact_failed`` event.
 
     :param key_digest: SHA-256 hex of the fact key; several rows may share it (a later one supersedes)
@@ -98,16 +96,14 @@ class FactRow:
     failed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event to be appended: canonical JSON bytes, and its row in the index of facts if it is one."""
 
     body: bytes
     fact: FactRow | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
+class Moves(NamedTuple):
     """How a run's row changes with a commit; None leaves a column as it is.
 
     ``checkpoint_at`` is the index, among the commit's events for the run, of the event that is the new checkpoint.
@@ -127,8 +123,7 @@ STILL = Moves()
 """Nothing changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewRun:
+class NewRun(NamedTuple):
     """The row of a run that a commit creates; the same commit appends its first event.
 
     :param slot_id: id of the slot's first generation (its own id for generation 1 and for a run without parent)
@@ -180,8 +175,7 @@ class ReleaseLease:
     """Give the lease back: the run has no owner afterwards; the epoch stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunStep:
+class RunStep(NamedTuple):
     """What one commit does to one run.
 
     :param expected_head: seq of the last event that the caller knows; 0 with ``create``
@@ -209,8 +203,7 @@ class InboxPost:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """A step of progress, all or nothing: artifacts put, events appended, entries posted, rows and leases moved.
 
     ``steps`` name each run once. Artifacts that exist already are left as they are.
@@ -222,8 +215,7 @@ class Commit:
     posts: tuple[InboxPost, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """The commit happened, now or when it was submitted before.
 
     :param recorded_at: the store's time that stands on its events

@@ -7,8 +7,9 @@ Nothing here reads or writes. A store fills a :class:`Picture`, calls :func:`dec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError, OtherStorageError
@@ -33,7 +34,7 @@ from airflow_childrun.store.api import (
     StoredEvent,
     TakeLease,
 )
-from airflow_childrun.store.chain import body_digest, event_hash
+from airflow_childrun.store.chain import body_digest, raw_event_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,7 @@ class StoredSession:
         return self.ended is not None or now >= self.expires_at
 
 
-@dataclass(frozen=True, slots=True)
-class LastEventless:
+class LastEventless(NamedTuple):
     """The last step without events that a run took: such a commit has no other place for its identity."""
 
     commit_id: UUID
@@ -60,8 +60,7 @@ class LastEventless:
     recorded_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRun:
+class StoredRun(NamedTuple):
     """A run's row as it is stored: ``row.lease_expires_at`` is None, it belongs to the session."""
 
     row: RunRow
@@ -154,8 +153,8 @@ def decide_posts(posts: Sequence[InboxPost], picture: Picture, at: int) -> dict[
             picture.writes.entries.append(entry)
             picture.posted[post.run_id, post.post_id] = known
             row = stored.row
-            row = replace(row, head=replace(row.head, inbox_seq=known), updated_at=max(at, row.updated_at))
-            _put(picture, replace(stored, row=row))
+            row = row._replace(head=row.head._replace(inbox_seq=known), updated_at=max(at, row.updated_at))
+            _put(picture, stored._replace(row=row))
         numbers[post.post_id] = known
     return numbers
 
@@ -166,7 +165,7 @@ def created_row(step: RunStep, answer: Committed) -> RunRow | None:
         return None
     head = answer.heads[step.run_id]
     row = _new_row(step.run_id, step.create, answer.recorded_at)
-    return replace(row, head=head, checkpoint_seq=1, checkpoint_hash=head.hash)
+    return row._replace(head=head, checkpoint_seq=1, checkpoint_hash=head.hash)
 
 
 def session_is_over(session_id: UUID) -> OtherStorageError:
@@ -180,10 +179,10 @@ def as_seen(stored: StoredRun, session: StoredSession | None, now: int) -> RunRo
     if row.lease_session_id is None:
         return row
     if session is not None and session.ended == "closed":
-        return replace(row, lease_session_id=None)
+        return row._replace(lease_session_id=None)
     if session is None or session.is_over(now):
         return row
-    return replace(row, lease_expires_at=session.expires_at)
+    return row._replace(lease_expires_at=session.expires_at)
 
 
 def _invalid(message: str) -> OtherStorageError:
@@ -331,18 +330,18 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
     moved = _moved(row, step.moves, events, at)
     if step.create is not None and step.moves.checkpoint_at is None:
         moved |= {"checkpoint_seq": 1, "checkpoint_hash": events[0].hash}
-    row = replace(row, head=head, lease_session_id=owner, updated_at=at, **moved)
+    row = row._replace(head=head, lease_session_id=owner, updated_at=at, **moved)
     _note_owner(row, picture)
     last = stored.last_eventless if events else LastEventless(commit_id, epoch, at)
     _put(picture, StoredRun(row, last))
 
 
 def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> list[StoredEvent]:
-    previous = head.hash
+    run_id, run, previous = step.run_id, step.run_id.bytes, bytes.fromhex(head.hash)
     events = []
     for seq, new in enumerate(step.events, head.seq + 1):
-        previous = event_hash(step.run_id, seq, at, previous, body_digest(new.body))
-        events.append(StoredEvent(step.run_id, seq, at, new.body, previous, commit_id, epoch))
+        previous = raw_event_hash(run, seq, at, previous, sha256(new.body).digest())
+        events.append(StoredEvent(run_id, seq, at, new.body, previous.hex(), commit_id, epoch))
     return events
 
 

@@ -234,5 +234,6 @@ def _slot_id(run_id: UUID, first: RunStarted) -> UUID:
 
 def columns_of(row: RunRow) -> dict[str, Any]:
     """Return a row's columns under the names that :func:`rebuild` uses."""
-    columns = {name: getattr(row, name) for name in RunRow.__slots__ if name != "head"}
-    return columns | {"head_seq": row.head.seq, "head_hash": row.head.hash}
+    columns = row._asdict()
+    head = columns.pop("head")
+    return columns | {"head_seq": head.seq, "head_hash": head.hash}

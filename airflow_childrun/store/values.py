@@ -1,4 +1,7 @@
-"""What a store tells: rows, events, entries, pages; all of it read, none of it written."""
+"""What a store tells: rows, events, entries, pages; all of it read, none of it written.
+
+What is made for every event and every commit is a tuple: to make a frozen dataclass takes several times as long.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ RunStatus = Literal["Pending", "Running", "Completed", "Failed", "Cancelled"]
 TERMINAL: frozenset[str] = frozenset({"Completed", "Failed", "Cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Where a run stands after a commit.
 
     :param seq: number of its last event (1-based; 0 = no events)
@@ -39,8 +41,6 @@ class AirflowCoordinates:
 class StoredEvent(NamedTuple):
     r"""An event as it was stored.
 
-    A tuple, since a history has thousands: to make a frozen dataclass takes ten times as long.
-
     :param body: canonical JSON bytes
     :param hash: ``SHA256("childrun/event/v1\\0" || run_id || seq || recorded_at || previous hash || body_digest)``
     """
@@ -54,8 +54,7 @@ class StoredEvent(NamedTuple):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunRow:
+class RunRow(NamedTuple):
     """A run as its row tells it; all but the lease can be rebuilt from the events.
 
     :param wake_at: when it goes on by itself (a backoff, a sleep), or None
@@ -110,8 +109,7 @@ class InboxEntry:
     recorded_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class FactEntry:
+class FactEntry(NamedTuple):
     """A row of the index of facts."""
 
     run_id: UUID

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import pytest
 
@@ -183,7 +182,7 @@ class CommitContract:
     def test_an_artifact_with_a_wrong_id_is_refused(self, store: Store) -> None:
         """Bytes are never stored under an id that is not theirs."""
         run_id = start(store)
-        wrong = replace(artifact(run_id, b"bytes"), id=DIGEST_A)
+        wrong = artifact(run_id, b"bytes")._replace(id=DIGEST_A)
         with pytest.raises(CorruptionError):
             submit(store, RunStep(run_id, 1, 0, (event(),)), artifacts=(wrong,))
         assert head_of(store, run_id).seq == 1
@@ -279,7 +278,7 @@ class CommitContract:
         head = append(store, run_id, "nothing")
         after = store.find_run(run_id)
         assert after is not None
-        assert after == replace(row, head=head, updated_at=after.updated_at)
+        assert after == row._replace(head=head, updated_at=after.updated_at)
         append(store, run_id, "clear", moves=Moves(error_code="", wake_at=0))
         row = store.find_run(run_id)
         assert row is not None

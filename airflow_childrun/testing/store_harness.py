@@ -6,7 +6,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -85,7 +84,7 @@ def new_run(run_id: UUID, *, parent: UUID | None = None, root: UUID | None = Non
         manifest_id=DIGEST_A,
         initial_snapshot_id=DIGEST_B,
     )
-    return replace(row, **changes)
+    return row._replace(**changes)
 
 
 def creation(run_id: UUID, *, lease: TakeLease | None = None, **fields: Any) -> RunStep:

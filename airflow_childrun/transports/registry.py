@@ -87,6 +87,7 @@ class Router:
         self._env = env
         self._replay = replay
         self._made: dict[str, Transport] = {}
+        self._groups: dict[str, str | None] = {}
 
     def request_digest(self, call: IoCall) -> str:
         """Return the digest of what could change the answer; see :class:`~airflow_childrun.engine.ports.Binding`."""
@@ -132,8 +133,10 @@ class Router:
         return binding
 
     def _group(self, namespace: str) -> str | None:
-        groups = (group for group in self._factories if namespace == group or namespace.startswith(group + "."))
-        return max(groups, key=len, default=None)
+        if namespace not in self._groups:
+            groups = (group for group in self._factories if namespace == group or namespace.startswith(group + "."))
+            self._groups[namespace] = max(groups, key=len, default=None)
+        return self._groups[namespace]
 
     def _find(self, namespace: str) -> Transport | None:
         group = self._group(namespace)

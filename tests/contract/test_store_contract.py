@@ -28,7 +28,7 @@ class MemoryHarness(StoreHarness):
 
     def corrupt_artifact(self, root_run_id: UUID, artifact_id: str) -> None:
         tree = self.store._artifacts[root_run_id]
-        object.__setattr__(tree[artifact_id], "body", b"changed")
+        tree[artifact_id] = tree[artifact_id]._replace(body=b"changed")
 
 
 class SqlHarness(StoreHarness):

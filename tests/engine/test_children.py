@@ -166,6 +166,7 @@ def test_a_refused_await_takes_its_slot_again(lab: Lab):
     def parent(s: Stage) -> None:
         child = s.spawn("secret_op", "c")
         del full.ops["secret_op", "1"]
+        process.house.cradle.take(UUID(child["child_run_id"]))  # nor has it found the plan when it made the child
         code, _ = refusal(s, await_call(child, "e"))
         free.append(process.house.slots._free)
         s.write("code", code)

@@ -13,7 +13,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -342,7 +342,7 @@ def test_a_changed_row_stops_the_run(in_memory: Any) -> None:
     """A row that names another version than the first event does; nothing is written over it."""
     engine, store, run_id = in_memory
     stored, events = store._runs[run_id], list(store._events[run_id])
-    store._runs[run_id] = replace(stored, row=replace(stored.row, op_version="2"))
+    store._runs[run_id] = stored._replace(row=stored.row._replace(op_version="2"))
     assert refusal_of(engine, run_id).code == "run_row_mismatch"
     assert store._events[run_id] == events
 
@@ -352,7 +352,7 @@ def test_a_changed_end_is_handed_out_to_nobody(in_memory: Any) -> None:
     engine, store, run_id = in_memory
     for child in store.children_of(run_id):
         stored = store._runs[child.run_id]
-        store._runs[child.run_id] = replace(stored, row=replace(stored.row, status="Failed"))
+        store._runs[child.run_id] = stored._replace(row=stored.row._replace(status="Failed"))
     assert refusal_of(engine, run_id).code == "run_row_mismatch"
 
 

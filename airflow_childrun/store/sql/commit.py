@@ -158,8 +158,6 @@ class Committer:
     def _locked(self, connection: Connection, run_ids: Iterable[UUID]) -> list[Row]:
         dialect = self._database.dialect
         found: list[Row] = []
-        if not connection.in_transaction():
-            connection.begin()
         ids = sorted(run_id.bytes for run_id in run_ids)
         for start in range(0, len(ids), CHUNK):
             condition, parameters = dialect.one_of(ids[start : start + CHUNK])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
@@ -139,7 +139,7 @@ class Database:
                 raise
 
     def _committed(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        connection.execution_options(**self.dialect.write_options)
+        connection.execution_options(**self.dialect.write_options).begin()
         self.dialect.bound(connection)
         result = work(connection)
         if connection.in_transaction():
@@ -147,8 +147,9 @@ class Database:
         return result
 
     def _new_engine(self) -> Engine:
-        options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
-        options |= {"pool_recycle": POOL_RECYCLE_S}
+        options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
+        # Whoever begins a transaction ends it: nothing is left to be rolled back, which would cost a call each time.
+        options |= {"pool_recycle": POOL_RECYCLE_S, "pool_reset_on_return": None}
         with translated(self.dialect, self.place):
             engine = create_engine(self.url, **options, **self.dialect.engine_options())
         self.dialect.prepare(engine)

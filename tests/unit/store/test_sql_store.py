@@ -7,13 +7,15 @@ import threading
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, select, update
 from sqlalchemy import event as sql_events
 
 from airflow_childrun.errors import CorruptionError, InputError, UnavailableError
-from airflow_childrun.store.api import Moves, RunFilter, RunStep
+from airflow_childrun.store.api import Commit, Moves, RunFilter, RunStep
 from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
 from airflow_childrun.store.sql.engine import POOL_SIZE
@@ -145,10 +147,9 @@ def test_times_of_a_stream_never_step_back() -> None:
     assert store.read_events(run_id)[1].recorded_at == first
 
 
-@pytest.mark.parametrize("size", [1, 50])
-def test_a_commit_takes_few_statements(store: SqlStore, size: int) -> None:
+def test_a_commit_takes_few_statements(store: SqlStore) -> None:
     """One statement locks, one writes each table: their number does not grow with the batch."""
-    run_ids = [start(store) for _ in range(size)]
+    run_ids = [start(store) for _ in range(50)]
     seen: list[str] = []
     sql_events.listen(
         store.database.engine(), "before_cursor_execute", lambda *arguments: seen.append(arguments[2].split()[0])
@@ -161,20 +162,38 @@ def test_a_commit_takes_few_statements(store: SqlStore, size: int) -> None:
         return fetch(*given)
 
     dialect.fetch = counting
-    commits = [
-        commit_of(
-            RunStep(run_id, 1, 0, (event(), event()), Moves(status="Running")),
-            artifacts=(artifact(run_id, b"%d" % at),),
-        )
-        for at, run_id in enumerate(run_ids)
-    ]
-    store.commit(commits)
+    store.commit([_two_events(run_id) for run_id in run_ids])
     assert seen == ["BEGIN", "SELECT", "INSERT", "INSERT", "UPDATE"], "sent in another order, or more of them"
     store.close()
 
 
-def test_postgresql_sessions_are_set_explicitly(postgres_url: str) -> None:
-    """READ COMMITTED whatever the server's default, and no named prepared statement: poolers may stand in between."""
+def test_a_lone_commit_takes_few_statements(store: SqlStore) -> None:
+    """Its own head is looked at, and every row is written once."""
+    run_id = start(store)
+    seen: list[str] = []
+    with store.database.engine().connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.set_trace_callback(lambda statement: seen.append(statement.split()[0]))
+    store.commit([_two_events(run_id)])
+    assert seen == ["BEGIN", "SELECT", "INSERT", "INSERT", "INSERT", "UPDATE", "COMMIT"]
+    store.close()
+
+
+def _two_events(run_id: UUID) -> Commit:
+    step = RunStep(run_id, 1, 0, (event(), event()), Moves(status="Running"))
+    return commit_of(step, artifacts=(artifact(run_id, run_id.bytes),))
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_postgresql_sessions_are_set_explicitly(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, is_pooled: bool
+) -> None:
+    """READ COMMITTED whatever the server's default; no named prepared statement where a pooler stands in between.
+
+    A pooler tells its clients of a server process that is none of the server's.
+    """
+    if is_pooled:
+        monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda info: -1))
     upgrade(postgres_url)
     store = SqlStore(postgres_url)
     engine = store.database.engine()
@@ -192,7 +211,8 @@ def test_postgresql_sessions_are_set_explicitly(postgres_url: str) -> None:
     )
     with store.database.engine().begin() as connection:
         connection.exec_driver_sql("ALTER ROLE CURRENT_USER RESET default_transaction_isolation")
-    assert (level, prepared) == ("read committed", 0)
+    assert level == "read committed"
+    assert (prepared == 0) == is_pooled
     assert [row.run_id for row in store.find_runs(RunFilter()).rows] == [run_id]
     assert store.find_run(new_id()) is None
     store.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,7 +109,7 @@ def _drop_artifact(tree: Tree) -> None:
 
 def _change_artifacts(tree: Tree) -> None:
     stored = tree.store._artifacts[ROOT]
-    stored[PLAN.id] = replace(stored[PLAN.id], body=b"{}x")
+    stored[PLAN.id] = stored[PLAN.id]._replace(body=b"{}x")
 
 
 def _drop_facts(tree: Tree) -> None:
@@ -119,7 +118,7 @@ def _drop_facts(tree: Tree) -> None:
 
 def _change_row(tree: Tree) -> None:
     stored = tree.store._runs[ROOT]
-    tree.store._runs[ROOT] = replace(stored, row=replace(stored.row, status="Failed", error_code="boom"))
+    tree.store._runs[ROOT] = stored._replace(row=stored.row._replace(status="Failed", error_code="boom"))
 
 
 def _let_the_child_go_on(tree: Tree) -> None:

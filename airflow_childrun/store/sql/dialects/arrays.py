@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from struct import Struct
 from typing import Any
 
 _HEADER = Struct(">iiIii")  # dimensions, whether one is NULL, type of the elements, how many, from which index on
-_LENGTH, _BIGINT, _INTEGER, _BOOLEAN = Struct(">i"), Struct(">iq"), Struct(">ii"), Struct(">i?")
+_LENGTH, _BIGINT, _INTEGER, _BOOLEAN = Struct(">i"), Struct(">q"), Struct(">i"), Struct(">?")
 _NULL = _LENGTH.pack(-1)
 
-
-def _sized(data: bytes) -> bytes:
-    return _LENGTH.pack(len(data)) + data
-
-
-# By type of the elements, as SQLAlchemy writes it: its number, that of the array type, and an element with its length.
-_KINDS: dict[str, tuple[int, int, Callable[[Any], bytes]]] = {
-    "BYTEA": (17, 1001, _sized),
-    "BIGINT": (20, 1016, lambda value: _BIGINT.pack(8, value)),
-    "INTEGER": (23, 1007, lambda value: _INTEGER.pack(4, value)),
-    "BOOLEAN": (16, 1000, lambda value: _BOOLEAN.pack(1, value)),
-    "TEXT": (25, 1009, lambda value: _sized(value.encode())),
+# By type of the elements, as SQLAlchemy writes it: its number, that of the array type, and the bytes of an element.
+_KINDS: dict[str, tuple[int, int, Callable[[Any], bytes] | None]] = {
+    "BYTEA": (17, 1001, None),
+    "BIGINT": (20, 1016, _BIGINT.pack),
+    "INTEGER": (23, 1007, _INTEGER.pack),
+    "BOOLEAN": (16, 1000, _BOOLEAN.pack),
+    "TEXT": (25, 1009, str.encode),
 }
 
 
@@ -42,10 +38,20 @@ def packed(kind: str, values: Sequence[Any]) -> Packed:
     known = kind if kind in _KINDS else "TEXT"
     element, _, write = _KINDS[known]
     has_null = None in values
-    parts = [_HEADER.pack(1, has_null, element, len(values), 1)]
-    parts += [_NULL if value is None else write(value) for value in values] if has_null else map(write, values)
-    made: Packed = _CLASSES[known](b"".join(parts))
+    header = _HEADER.pack(1, has_null, element, len(values), 1)
+    made: Packed = _CLASSES[known](header + (_with_nulls(values, write) if has_null else _sized(values, write)))
     return made
+
+
+def _sized(values: Sequence[Any], write: Callable[[Any], bytes] | None) -> bytes:
+    """Return each element behind its length; loops of the interpreter's own, since there are dozens for every child."""
+    bodies: Sequence[bytes] = values if write is None else list(map(write, values))
+    lengths = list(map(_LENGTH.pack, map(len, bodies)))
+    return b"".join(chain.from_iterable(zip(lengths, bodies, strict=True)))
+
+
+def _with_nulls(values: Sequence[Any], write: Callable[[Any], bytes] | None) -> bytes:
+    return b"".join(_NULL if value is None else _sized((value,), write) for value in values)
 
 
 def register(connection: Any) -> None:

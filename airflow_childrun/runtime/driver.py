@@ -195,6 +195,8 @@ class RunDriver:
                         self._ender(journal).finish_unwell("its parent failed")
                         return "ended"
                 case _:
+                    # No handler is at work any more: the next run begins, and its first commit joins this last one.
+                    self._around.hold.release()
                     journal.flush(release=True)
                     return "ended"
 

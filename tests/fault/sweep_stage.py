@@ -78,7 +78,7 @@ class Watched:
         _watch_statements(store.database.engine(), places)
         dialect: Any = store.database.dialect
         # Hot statements go past SQLAlchemy, whose events would tell of them.
-        for name in ("fetch", "make_alone", "write_rows", "write_and_commit", "commit"):
+        for name in ("fetch", "lock", "make_alone", "write_rows", "write_and_commit", "commit"):
             setattr(dialect, name, self._around(name, getattr(dialect, name)))
 
     def __getattr__(self, name: str) -> Any:

@@ -93,30 +93,43 @@ class Committer:
         def transaction(connection: Connection) -> list[Committed | Conflict]:
             nonlocal locked
             posts = [post for commit in commits for post in commit.posts]
-            self._database.dialect.join_trees(connection, _joined_trees(commits))
-            picture = self._look(connection, named_runs(commits), posts, careful=careful)
+            roots = _joined_trees(commits)
+            if roots:
+                self._database.dialect.bound(connection)
+                self._database.dialect.join_trees(connection, roots)
+            picture = self._look(connection, named_runs(commits), posts, careful=careful, binds=not roots)
             locked = True
             results = decide(commits, picture)
             self._write(connection, picture.writes)
             return results
 
         try:
-            return self._database.transaction(transaction)
+            return self._database.transaction(transaction, is_bound=False)
         except UnavailableError:
             # Nothing was written yet: the pooled connection was stale, or there is no database at all.
             if locked:
                 raise
-            return self._database.transaction(transaction)
+            return self._database.transaction(transaction, is_bound=False)
 
     def _look(
-        self, connection: Connection, run_ids: set[UUID], posts: Iterable[InboxPost], *, careful: bool = False
+        self,
+        connection: Connection,
+        run_ids: set[UUID],
+        posts: Iterable[InboxPost],
+        *,
+        careful: bool = False,
+        binds: bool = False,
     ) -> Picture:
-        """Lock the rows of the runs and read all that a decision asks for."""
+        """Lock the rows of the runs and read all that a decision asks for.
+
+        :param careful: look for taken slots
+        :param binds: say how long the transaction may last
+        """
         statements = self._statements
         found: dict[UUID, StoredRun] = {}
         sessions: dict[UUID, StoredSession] = {}
         now = None
-        for row in self._locked(connection, run_ids):
+        for row in self._locked(connection, run_ids, binds=binds):
             stored = raw_rows.run_of(row)
             found[stored.row.run_id] = stored
             if (session := raw_rows.session_of(row, stored)) is not None:
@@ -155,14 +168,14 @@ class Committer:
         else:
             connection.rollback()
 
-    def _locked(self, connection: Connection, run_ids: Iterable[UUID]) -> list[Row]:
+    def _locked(self, connection: Connection, run_ids: Iterable[UUID], *, binds: bool) -> list[Row]:
         dialect = self._database.dialect
         found: list[Row] = []
         ids = sorted(run_id.bytes for run_id in run_ids)
         for start in range(0, len(ids), CHUNK):
             condition, parameters = dialect.one_of(ids[start : start + CHUNK])
             text = self._texts.locked_runs.format(condition) + dialect.lock_text
-            found += dialect.fetch(connection.connection, text, parameters)
+            found += dialect.lock(connection, text, parameters, binds=binds and start == 0)
         return found
 
     def _work(self, writes: Writes) -> list[tuple[Writing, list[Row]]]:

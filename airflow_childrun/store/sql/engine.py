@@ -121,13 +121,14 @@ class Database:
         """
         return twice(lambda: self.transaction(work), self.place)
 
-    def transaction(self, work: Callable[[Connection], T]) -> T:
+    def transaction(self, work: Callable[[Connection], T], *, is_bound: bool = True) -> T:
         """Run a transaction once; ``work`` may commit by itself.
 
+        :param is_bound: how long it may last is said before ``work``, which otherwise says it with its first statement
         :raises SurpriseError: if somebody was in the way
         :raises StorageError: translated from what the database said
         """
-        return self._run(lambda connection: self._committed(connection, work))
+        return self._run(lambda connection: self._committed(connection, work, is_bound=is_bound))
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         with translated(self.dialect, self.place), self.engine().connect() as connection:
@@ -138,9 +139,10 @@ class Database:
                 self.dialect.give_up(connection.engine, connection, error)
                 raise
 
-    def _committed(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+    def _committed(self, connection: Connection, work: Callable[[Connection], T], *, is_bound: bool) -> T:
         connection.execution_options(**self.dialect.write_options).begin()
-        self.dialect.bound(connection)
+        if is_bound:
+            self.dialect.bound(connection)
         result = work(connection)
         if connection.in_transaction():
             self.dialect.commit(connection)

@@ -72,6 +72,10 @@ class StoreDialect:
             cursor.close()
         return rows
 
+    def lock(self, connection: Connection, text: str, parameters: Row, *, binds: bool) -> list[Row]:  # noqa: ARG002
+        """Run a query that locks what it returns; ``binds``: it is the first of its transaction, see :meth:`bound`."""
+        return self.fetch(connection.connection, text, parameters)
+
     def make_alone(self, connection: PoolProxiedConnection, texts: Texts, commit: Commit) -> Row | None:
         """Make a commit happen that ``lone_commit`` takes; return time, hash of the last event and inbox number.
 

@@ -98,12 +98,19 @@ class PostgresqlDialect(StoreDialect):
         stay with a server connection that others are given next, and be missing on the one that is given to us.
         """
         driver: Any = connection.connection.driver_connection
-        limits = [f"set_config('idle_in_transaction_session_timeout', '{LONGEST_TRANSACTION_S}s', true)"]
-        if driver.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
-            # The other one does not count while the server waits in the middle of a pipeline.
-            limits.append(f"set_config('transaction_timeout', '{LONGEST_TRANSACTION_S}s', true)")
         with driver.pipeline():
-            driver.execute(f"SELECT {', '.join(limits)}")
+            driver.execute(_limits(driver))
+
+    def lock(self, connection: Connection, text: str, parameters: Row, *, binds: bool) -> list[Row]:
+        """Lock rows; BEGIN, what binds the transaction, and the query are one round trip."""
+        driver: Any = connection.connection.driver_connection
+        with driver.pipeline():
+            if binds:
+                driver.execute(_limits(driver))
+            cursor = driver.cursor(**self.cursor_options)
+            cursor.execute(text, parameters)
+        found: list[Row] = cursor.fetchall()
+        return found
 
     def take_time(self, connection: Connection) -> None:
         """Let a transaction last as long as it has to."""
@@ -142,12 +149,13 @@ class PostgresqlDialect(StoreDialect):
 
     def write_rows(self, connection: Connection, writing: Writing, rows: list[Row]) -> None:
         """Write many rows with one statement, a parameter for each column."""
+        driver: Any = connection.connection.driver_connection
         if len(rows) == 1:
-            connection.exec_driver_sql(_text(writing, is_single=True), rows[0])
+            driver.execute(_text(writing, is_single=True), rows[0])
             return
         for start in range(0, len(rows), _ROWS):
             columns = tuple(map(packed, writing.types, zip(*rows[start : start + _ROWS], strict=True)))
-            connection.exec_driver_sql(_text(writing, is_single=False), columns)
+            driver.execute(_text(writing, is_single=False), columns)
 
     def write_and_commit(self, connection: Connection, work: Work) -> None:
         """Send everything and the COMMIT in one round trip."""
@@ -184,6 +192,14 @@ class PostgresqlDialect(StoreDialect):
         """Keep a second migration waiting until the transaction ends."""
         self.take_time(connection)
         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+
+
+def _limits(driver: Any) -> str:
+    limits = [f"set_config('idle_in_transaction_session_timeout', '{LONGEST_TRANSACTION_S}s', true)"]
+    if driver.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+        # The other one does not count while the server waits in the middle of a pipeline.
+        limits.append(f"set_config('transaction_timeout', '{LONGEST_TRANSACTION_S}s', true)")
+    return f"SELECT {', '.join(limits)}"
 
 
 @lru_cache(maxsize=64)

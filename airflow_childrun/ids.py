@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Any, NewType, NoReturn
 from uuid import UUID, uuid5
 
@@ -74,6 +75,15 @@ def require_artifact_id(text: str) -> ArtifactId:
     return ArtifactId(_require("artifact_id", _ARTIFACT_ID, text))
 
 
+@lru_cache(maxsize=4096)
+def uuid_of(text: str) -> UUID:
+    """Return the id that a text names: the same object for the same text, since a run's id is read several times.
+
+    :raises ValueError: if it is none
+    """
+    return UUID(text)
+
+
 def state_id(op_id: str, step_id: str, local: str) -> StateId:
     """Return the name of the state ``local`` of a step.
 
@@ -101,7 +111,12 @@ def child_run_id(parent_run_id: UUID, fact_key: str, generation: int = 1) -> UUI
     _require_fact_key(fact_key)
     if type(generation) is not int or generation < 1:
         _refuse("generation", generation)
-    return uuid5(parent_run_id, fact_key if generation == 1 else f"{fact_key}{GENERATION_SEPARATOR}{generation}")
+    return _named(parent_run_id, fact_key if generation == 1 else f"{fact_key}{GENERATION_SEPARATOR}{generation}")
+
+
+@lru_cache(maxsize=4096)
+def _named(namespace: UUID, name: str) -> UUID:
+    return uuid5(namespace, name)
 
 
 def named_id(*parts: Any) -> UUID:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from airflow_childrun.engine.facts import FactIndex, Position, fact_of
 from airflow_childrun.errors import InvalidHistoryError
+from airflow_childrun.ids import uuid_of
 from airflow_childrun.model.events import (
     CHILD_RUN_COMPLETED,
     CHILD_RUN_SPAWNED,
@@ -292,7 +293,7 @@ class RunHistory:
         key = self._on_linked(payload)
         self.children.append(
             ChildLink(
-                UUID(payload["child_run_id"]),
+                uuid_of(payload["child_run_id"]),
                 key,
                 payload.get("generation", 1),
                 self._here,

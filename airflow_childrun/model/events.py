@@ -225,7 +225,9 @@ _KERNEL: Mapping[str, type[KernelEvent]] = {
 def event_to_json(event: Event) -> dict[str, Any]:
     """Return the wire shape of an event."""
     if isinstance(event, DomainEvent):
-        return {"Domain": event.to_json()}
+        # As ``to_json`` would write it: most events are these.
+        payload = event.payload if type(event.payload) is dict else event.to_json()["payload"]
+        return {"Domain": {"name": event.name, "payload": payload, "payload_ref": event.payload_ref}}
     return {"Kernel": {event.tag: event.to_json()}}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 from pydantic import Field, ValidationError
 
 from airflow_childrun.errors import OtherIoError
+from airflow_childrun.ids import uuid_of
 from airflow_childrun.model.config import V1_REQUIRED, ChildRetryPolicy, Duration, RunConfig
 from airflow_childrun.model.wire import Wire
 
@@ -124,7 +124,7 @@ def read_await_request(value: Any) -> AwaitRequest:
     _check_kind(value, AWAIT_KIND, "await")
     try:
         request = AwaitRequest.from_json(value)
-        UUID(request.child_run_id)
+        uuid_of(request.child_run_id)
     except ValueError:
         raise _invalid("invalid child run await request") from None
     return request

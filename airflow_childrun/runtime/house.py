@@ -171,7 +171,7 @@ class House:
 
     def now_us(self) -> int:
         """Return the store's time as this process knows it."""
-        return self.keeper.store_now_us(self.clock.now_us())
+        return self.keeper.store_now_us()
 
     def find_run(self, run_id: UUID) -> RunRow | None:
         """Return a run's row, patiently."""

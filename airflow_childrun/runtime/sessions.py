@@ -58,14 +58,14 @@ class SessionKeeper:
             self.abandon(session_id)
             raise LeaseLost("this process could not renew its session in time; another one may drive the run now")
 
-    def store_now_us(self, local_us: int) -> int:
-        """Return the store's time as this process knows it; ``local_us`` while it has not asked yet.
+    def store_now_us(self) -> int:
+        """Return the store's time as this process knows it; the local time while it has not asked yet.
 
         Counted on from the last answer by a clock that never jumps: a wall clock that is set must neither end a sleep
         nor a run that has a deadline.
         """
         if self._known is None:
-            return local_us
+            return self._clock.now_us()
         store_us, at_s = self._known
         return store_us + round((self._clock.monotonic_s() - at_s) * 1_000_000)
 

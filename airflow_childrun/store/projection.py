@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from airflow_childrun.errors import CorruptionError
-from airflow_childrun.ids import child_run_id
+from airflow_childrun.ids import child_run_id, uuid_of
 from airflow_childrun.model.events import (
     WAIT_OPENED,
     DomainEvent,
@@ -217,8 +217,8 @@ def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:
     return columns | {
         "kind": first.kind,
         "op_version": first.op_version or "",
-        "parent_run_id": UUID(parent.run_id) if parent else None,
-        "root_run_id": UUID(first.root_run_id) if first.root_run_id else run_id,
+        "parent_run_id": uuid_of(parent.run_id) if parent else None,
+        "root_run_id": uuid_of(first.root_run_id) if first.root_run_id else run_id,
         "depth": first.depth,
         "slot_id": _slot_id(run_id, first),
         "generation": first.generation,
@@ -228,8 +228,8 @@ def _origin(run_id: UUID, first: RunStarted) -> dict[str, Any]:
 
 def _slot_id(run_id: UUID, first: RunStarted) -> UUID:
     if first.parent is not None:
-        return child_run_id(UUID(first.parent.slot_owner_id), first.parent.fact_key)
-    return run_id if first.slot_id is None else UUID(first.slot_id)
+        return child_run_id(uuid_of(first.parent.slot_owner_id), first.parent.fact_key)
+    return run_id if first.slot_id is None else uuid_of(first.slot_id)
 
 
 def columns_of(row: RunRow) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from airflow_childrun.engine.prepare import check_context, check_secrets
 from airflow_childrun.errors import ChildRunError, ErrorInfo, IoError, OtherIoError
 from airflow_childrun.ids import is_op_id
 from airflow_childrun.model.manifest import RunManifest, build_manifest, manifest_id
-from airflow_childrun.model.requests import AWAIT, SPAWN, SpawnRequest, read_await_request, read_spawn_request
+from airflow_childrun.model.requests import (
+    AWAIT,
+    SPAWN,
+    AwaitRequest,
+    SpawnRequest,
+    read_await_request,
+    read_spawn_request,
+)
 from airflow_childrun.secret_policy import SecretPolicy
 
 
@@ -62,10 +69,13 @@ def child_request_digest(call: IoCall, identity: RunIdentity, policy: SecretPoli
     if call.namespace == SPAWN:
         return spawn_digest(read_wanted(call.request, policy), identity)
     if call.namespace == AWAIT:
-        request = read_await_request(call.request)
-        bound = [AWAIT, request.child_run_id, request.child_manifest_id, "compact" if request.compact else "v1"]
-    else:
-        bound = [call.namespace]
+        return await_digest(read_await_request(call.request))
+    return hashlib.sha256(canonical_json_bytes([call.namespace])).hexdigest()
+
+
+def await_digest(request: AwaitRequest) -> str:
+    """Return the digest of what an await asks for: which child, and in which form its answer comes."""
+    bound = [AWAIT, request.child_run_id, request.child_manifest_id, "compact" if request.compact else "v1"]
     return hashlib.sha256(canonical_json_bytes(bound)).hexdigest()
 
 

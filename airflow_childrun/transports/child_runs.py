@@ -9,13 +9,14 @@ from uuid import UUID
 from airflow_childrun.engine.ports import IoCall, Journal, Reply, Superseded, Within
 from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, prepare_run
 from airflow_childrun.errors import ChildRunError, IoError, MissingFactKeyError, OtherIoError
-from airflow_childrun.ids import child_run_id
+from airflow_childrun.ids import child_run_id, uuid_of
 from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import Cap, RunRow
 from airflow_childrun.transports.child_requests import (
     Wanted,
+    await_digest,
     child_mismatch,
     child_request_digest,
     conflict,
@@ -55,9 +56,12 @@ class ChildRunTransport:
         self._retries = ChildRetries(journal, nursery, env.identity)
         # Requests are read and checked when they are bound, right before they are performed.
         self._read: dict[str, tuple[IoCall, Wanted]] = {}
+        self._awaited: dict[str, tuple[IoCall, AwaitRequest]] = {}
 
     def request_digest(self, call: IoCall) -> str:
         """Bind a spawn to what could change its result, an await to its child."""
+        if call.namespace == AWAIT:
+            return await_digest(self._await_of(call))
         if call.namespace != SPAWN:
             return child_request_digest(call, self._identity, self._policy)
         wanted = read_wanted(call.request, self._policy)
@@ -74,9 +78,9 @@ class ChildRunTransport:
         keys = [call.fact_key for call in calls if call.namespace == SPAWN and call.fact_key is not None]
         if keys:
             self._nursery.look_up([child_run_id(self._identity.chain_id, key) for key in keys])
-        awaits = [read_await_request(call.request) for call in calls if call.namespace == AWAIT]
+        awaits = [self._await_of(call) for call in calls if call.namespace == AWAIT]
         for compact in {request.compact for request in awaits}:
-            ids = [UUID(request.child_run_id) for request in awaits if request.compact == compact]
+            ids = [uuid_of(request.child_run_id) for request in awaits if request.compact == compact]
             self._nursery.gather(ids, self._retries.settle, compact=compact)
 
     def perform(self, call: IoCall, superseded: Superseded | None = None) -> Reply:
@@ -93,7 +97,18 @@ class ChildRunTransport:
             if wanted is None or known is not call:
                 wanted = read_wanted(call.request, self._policy)
             return self._spawn(call.fact_key, wanted, superseded)
-        return self._await(read_await_request(call.request), call.within)
+        request = self._await_of(call)
+        self._awaited.pop(call.fact_key, None)
+        return self._await(request, call.within)
+
+    def _await_of(self, call: IoCall) -> AwaitRequest:
+        """Read the request of an await, once."""
+        known, request = self._awaited.get(call.fact_key or "", (None, None))
+        if request is None or known is None or known.request is not call.request:
+            request = read_await_request(call.request)
+            if call.fact_key is not None:
+                self._awaited[call.fact_key] = call, request
+        return request
 
     def _spawn(self, key: str, wanted: Wanted, superseded: Superseded | None) -> Reply:
         """Build the child; it comes into being with its parent's fact.
@@ -211,7 +226,7 @@ class ChildRunTransport:
         :raises OtherIoError: codes ``child_run_engine_failed``, ``child_run_conflict``, ``child_run_foreign``,
             ``child_run_task_failed``
         """
-        named = self._nursery.find_run(UUID(request.child_run_id))
+        named = self._nursery.find_run(uuid_of(request.child_run_id))
         if named is None:
             raise OtherIoError(
                 f"the child run {request.child_run_id} does not exist; only a spawn makes one",

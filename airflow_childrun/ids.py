@@ -108,7 +108,7 @@ def child_run_id(parent_run_id: UUID, fact_key: str, generation: int = 1) -> UUI
     :raises InvalidIdError: ``fact_key_invalid``, if the key holds U+001F or half of a surrogate pair;
         ``invalid_id``, if the generation is not 1 or more
     """
-    _require_fact_key(fact_key)
+    check_fact_key(fact_key)
     if type(generation) is not int or generation < 1:
         _refuse("generation", generation)
     return _named(parent_run_id, fact_key if generation == 1 else f"{fact_key}{GENERATION_SEPARATOR}{generation}")
@@ -132,10 +132,14 @@ def key_digest(fact_key: str) -> str:
 
     :raises InvalidIdError: ``fact_key_invalid``, as :func:`child_run_id`
     """
-    return hashlib.sha256(_require_fact_key(fact_key)).hexdigest()
+    return hashlib.sha256(check_fact_key(fact_key)).hexdigest()
 
 
-def _require_fact_key(fact_key: str) -> bytes:
+def check_fact_key(fact_key: str) -> bytes:
+    """Return a fact key's UTF-8.
+
+    :raises InvalidIdError: ``fact_key_invalid``, as :func:`child_run_id`
+    """
     if type(fact_key) is not str:
         problem = f"is a {type(fact_key).__name__}"
     elif GENERATION_SEPARATOR in fact_key:

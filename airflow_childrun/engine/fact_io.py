@@ -33,7 +33,7 @@ from airflow_childrun.errors import (
     SecretsDetectedError,
     TransportError,
 )
-from airflow_childrun.ids import GENERATION_SEPARATOR, key_digest
+from airflow_childrun.ids import GENERATION_SEPARATOR, check_fact_key
 from airflow_childrun.model.requests import AWAIT
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.codec import request_digest
@@ -213,7 +213,7 @@ class FactIo:
         if self._scene.policy.is_secret_text(key):
             raise OtherIoError("the fact key looks like a secret; name the fact otherwise", code="secrets_detected")
         try:
-            key_digest(key)
+            check_fact_key(key)
         except ChildRunError as error:
             raise OtherIoError(error.info.message, code=error.code, category="ParsingInput") from None
 

@@ -247,6 +247,11 @@ def event_from_json(value: Any) -> Event:
         ) from None
 
 
+def domain_event(name: str, payload: dict[str, Any]) -> DomainEvent:
+    """Make an event of the engine's own without a validator: one for each fact and each child."""
+    return _put_together({"name": name, "payload": payload, "payload_ref": None})
+
+
 _SET_FIELDS = {"name", "payload", "payload_ref"}  # one for all: a frozen model changes only copies of its own
 _put = object.__setattr__
 
@@ -257,6 +262,10 @@ def _domain_event(body: Any) -> DomainEvent:
     has_all = len(body) == len(_SET_FIELDS) and "payload" in body  # the other two are looked at anyway
     if not has_all or type(body.get("name")) is not str or not (ref is None or type(ref) is str):
         return DomainEvent.from_json(body)
+    return _put_together(body)
+
+
+def _put_together(body: dict[str, Any]) -> DomainEvent:
     event = object.__new__(DomainEvent)
     _put(event, "__dict__", body)
     _put(event, "__pydantic_fields_set__", _SET_FIELDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from airflow_childrun.errors import ChildRunError, HostError
@@ -85,7 +85,7 @@ class Awaiting:
             asked |= self.elsewhere.keys()
         return self._look(asked) if asked else []
 
-    def _look(self, asked: set[UUID]) -> list[RunRow]:
+    def _look(self, asked: Collection[UUID]) -> list[RunRow]:
         found = self._house.patience.attempt(lambda: self._house.store.get_runs(asked))
         ended = []
         for run_id in asked:
@@ -113,7 +113,7 @@ class Awaiting:
             if row.run_id not in owned:
                 self._place(row)
         if owned:
-            self._early += self._look(set(owned))
+            self._early += self._look(owned)
 
     def _place(self, row: RunRow) -> None:
         """Have a run driven here, if that may be."""

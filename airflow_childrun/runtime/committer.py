@@ -12,12 +12,16 @@ from airflow_childrun.store.api import Commit, Committed, Conflict, Store
 class _Waiting:
     """A commit on its way, and what became of it."""
 
-    __slots__ = ("answer", "commit", "runs")
+    __slots__ = ("answer", "commit")
 
     def __init__(self, commit: Commit) -> None:
         self.commit = commit
-        self.runs = frozenset(step.run_id for step in commit.steps)
         self.answer: Committed | Conflict | BaseException | None = None
+
+    @property
+    def runs(self) -> set[UUID]:
+        """The runs that it moves."""
+        return {step.run_id for step in self.commit.steps}
 
 
 class Committer:
@@ -62,15 +66,19 @@ class Committer:
 
     def _take_batch(self) -> list[_Waiting]:
         """Take waiting commits in order, each run at most once."""
+        if len(self._queue) == 1:
+            alone, self._queue = self._queue, []
+            return alone
         batch: list[_Waiting] = []
         taken: set[UUID] = set()
         left: list[_Waiting] = []
         for waiting in self._queue:
-            if len(batch) < self._max_batch and taken.isdisjoint(waiting.runs):
+            runs = waiting.runs
+            if len(batch) < self._max_batch and taken.isdisjoint(runs):
                 batch.append(waiting)
             else:
                 left.append(waiting)
-            taken |= waiting.runs
+            taken |= runs
         self._queue = left
         return batch
 

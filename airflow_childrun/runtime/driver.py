@@ -72,7 +72,7 @@ class RunDriver:
             return "ended"
         manifest, plan = self._resolve(history)
         cap = self._cap(history)
-        if cap is not None and not self._around.may_begin(row.run_id, cap):
+        if not self._around.may_begin(row.run_id, cap):
             raise NoPlace(f"run {row.run_id} waits for its turn")
         self.journal = journal = self._open_journal(history, session_id, cap)
         self._around.hold.mailbox = self._mailbox

@@ -73,17 +73,27 @@ class Lanes:
         self._lanes: dict[tuple[UUID, str], _Lane] = {}
         self._lane_of: dict[UUID, _Lane] = {}
         self._begin: dict[UUID, Begin] = {}
+        self._unread: OrderedDict[UUID, None] = OrderedDict()
+        self._readers = 0
         self._ticks = False
 
     def submit(self, run_id: UUID, cap: Cap | None, begin: Begin) -> None:
-        """Queue a run for a slot, or let it wait for its turn."""
-        if cap is not None and not self._enter(run_id, cap, begin):
-            return
-        self._slots.submit(run_id, begin)
+        """Queue a run for a slot, or let it wait for its turn; None: whether it has a cap is read once it has a slot."""
+        if cap is None:
+            self._slots.submit(run_id, lambda: self._begin_unread(run_id, begin))
+        elif self._enter(run_id, cap, begin):
+            self._slots.submit(run_id, begin)
 
-    def may_begin(self, run_id: UUID, cap: Cap, begin: Begin) -> bool:
-        """Whether a run that has a slot may ask the store for a place; else it waits here for its turn."""
-        return self._enter(run_id, cap, begin)
+    def may_begin(self, run_id: UUID, cap: Cap | None, begin: Begin) -> bool:
+        """Whether a run that has a slot may ask the store for a place; else it waits here for its turn.
+
+        Siblings come in the order in which they were handed over, whichever thread has read its run's cap first.
+        """
+        with self._monitor:
+            if cap is not None:
+                self._wait_for_earlier(run_id)
+            self._has_read(run_id)
+        return cap is None or self._enter(run_id, cap, begin)
 
     def refused(self, run_id: UUID) -> None:
         """Let a run wait in front of all others: the store had no place for it."""
@@ -99,6 +109,7 @@ class Lanes:
     def leave(self, run_id: UUID) -> None:
         """Give a run's turn to the next one, here or elsewhere."""
         with self._monitor:
+            self._has_read(run_id)
             lane = self._lane_of.pop(run_id, None)
             self._begin.pop(run_id, None)
             if lane is None:
@@ -115,6 +126,22 @@ class Lanes:
         with self._monitor:
             full = [lane for lane in self._lanes.values() if len(lane.held) >= lane.cap.most]
             return {run_id: known[run_id] for lane in full for run_id in lane.parked if run_id in known}
+
+    def _begin_unread(self, run_id: UUID, begin: Begin) -> None:
+        with self._monitor:
+            self._unread[run_id] = None
+        begin()
+
+    def _wait_for_earlier(self, run_id: UUID) -> None:
+        self._readers += 1
+        while run_id in self._unread and next(iter(self._unread)) != run_id and not self._slots.is_closed:
+            self._monitor.wait()
+        self._readers -= 1
+
+    def _has_read(self, run_id: UUID) -> None:
+        self._unread.pop(run_id, None)
+        if self._readers:
+            self._monitor.notify_all()
 
     def _is_to_look(self, lane: _Lane) -> bool:
         """Whether it is time to look if others wait for a place that one of this process's children would take."""

@@ -62,7 +62,10 @@ class Mailbox:
 
     def is_due(self) -> bool:
         """Whether :meth:`check` would look into the store or raise; cheap, for threads that hold a lock."""
-        return not self._closed and (self._is_unread or self._is_over(self._now_us()))
+        if self._closed:
+            return False
+        has_time = self._request is not None or self._deadline_at is not None
+        return self._is_unread or (has_time and self._is_over(self._now_us()))
 
     @property
     def known(self) -> int:
@@ -93,6 +96,8 @@ class Mailbox:
             self._known = entries[-1].n if entries else self._known
             self._read_at_us = entries[-1].recorded_at if entries else 0
             self._request = standing_request(entries)
+        if self._request is None and self._deadline_at is None:
+            return
         now = self._now_us()
         if self._request is not None and self._request.effective_at <= now:
             raise CancelRequested(self._request)

@@ -29,7 +29,7 @@ class Surroundings:
     """
 
     hand_over: HandOver
-    may_begin: Callable[[UUID, Cap], bool]
+    may_begin: Callable[[UUID, Cap | None], bool]
     wait: Callable[[UUID, Hold, int | None], RunRow]
     wait_all: Callable[[Sequence[UUID], Hold], None]
     wait_some: Callable[[Sequence[UUID], Hold, int | None], set[UUID]]

@@ -304,7 +304,7 @@ class Supervisor:
             else:
                 return
 
-    def _may_begin(self, run_id: UUID, cap: Cap) -> bool:
+    def _may_begin(self, run_id: UUID, cap: Cap | None) -> bool:
         return self._lanes.may_begin(run_id, cap, self._beginner(run_id))
 
     def _driven(self, run_id: UUID, driver: RunDriver) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -21,30 +18,42 @@ class SurpriseError(Exception):
     """
 
 
-@contextmanager
-def translated(dialect: StoreDialect, place: str) -> Iterator[None]:
+class translated:  # noqa: N801 - a context manager, written out since every statement passes it
     """Turn every error of SQLAlchemy and of the driver into one of ours.
 
     :param place: which database, without login and password
     :raises SurpriseError: if another try may pass
     :raises StorageError: for anything else
     """
-    try:
-        yield
-    except ChildRunError:
-        raise
-    except PoolTimeoutError as error:
+
+    __slots__ = ("_dialect", "_place")
+
+    def __init__(self, dialect: StoreDialect, place: str) -> None:
+        self._dialect = dialect
+        self._place = place
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raise our error from the other one."""
+        if isinstance(error, Exception):
+            _raise_ours(error, self._dialect, self._place)
+
+
+def _raise_ours(error: Exception, dialect: StoreDialect, place: str) -> None:
+    if isinstance(error, ChildRunError):
+        return
+    if isinstance(error, PoolTimeoutError):
         raise UnavailableError(
             f"no free connection to {place}: every connection of this process has been in use for too long"
         ) from error
-    except NoSuchModuleError as error:
+    if isinstance(error, NoSuchModuleError):
         raise OtherStorageError(f"{place} is no database that the store knows: use SQLite or PostgreSQL") from error
-    except SQLAlchemyError as error:
+    if isinstance(error, SQLAlchemyError):
         raise _ours(error, fault_of(error, dialect), place) from error
-    except Exception as error:
-        # The driver's own errors reach us where statements were sent without waiting for their answers.
-        if type(error).__module__.partition(".")[0] not in {"psycopg", "sqlite3"}:
-            raise
+    # The driver's own errors reach us where statements go past SQLAlchemy.
+    if type(error).__module__.partition(".")[0] in {"psycopg", "sqlite3"}:
         raise _ours(error, dialect.fault(error), place) from error
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from uuid import UUID
 
 from airflow_childrun.errors import StorageError
@@ -42,20 +43,33 @@ class _Lane:
     :param look_at_s: when it is looked again whether others wait
     :param rest_s: how long it is until then
     :param is_offered: whether a place was left free, and nobody is known to have taken it
+    :param is_held_back: whether one waits, though there is room, until it is known if earlier ones are its siblings
     """
 
     cap: Cap
     look_at_s: float
     rest_s: float
     held: set[UUID] = field(default_factory=set)
-    parked: OrderedDict[UUID, None] = field(default_factory=OrderedDict)
+    parked: OrderedDict[UUID, int] = field(default_factory=OrderedDict)
     shut_until_s: float = 0.0
     is_offered: bool = False
+    is_held_back: bool = False
 
     @property
     def known(self) -> set[UUID]:
         """Those of this process."""
         return self.held | self.parked.keys()
+
+    def is_queued_before(self, number: int) -> bool:
+        """Whether one waits that comes first."""
+        return next(iter(self.parked.values()), number) < number
+
+    def park(self, run_id: UUID, number: int) -> None:
+        """Let a run wait for its turn, in the order of numbers."""
+        is_last = not self.parked or next(reversed(self.parked.values())) < number
+        self.parked[run_id] = number
+        if not is_last:
+            self.parked = OrderedDict(sorted(self.parked.items(), key=itemgetter(1)))
 
 
 class Lanes:
@@ -73,15 +87,20 @@ class Lanes:
         self._lanes: dict[tuple[UUID, str], _Lane] = {}
         self._lane_of: dict[UUID, _Lane] = {}
         self._begin: dict[UUID, Begin] = {}
-        self._unread: OrderedDict[UUID, None] = OrderedDict()
-        self._readers = 0
+        self._numbers: dict[UUID, int] = {}
+        self._count = 0
+        self._unread: set[UUID] = set()
         self._ticks = False
 
     def submit(self, run_id: UUID, cap: Cap | None, begin: Begin) -> None:
         """Queue a run for a slot, or let it wait for its turn; None: whether it has a cap is read once it has a slot."""
+        with self._monitor:
+            self._count += 1
+            self._numbers[run_id] = self._count
+            may = cap is None or self._enter(run_id, cap, begin)
         if cap is None:
             self._slots.submit(run_id, lambda: self._begin_unread(run_id, begin))
-        elif self._enter(run_id, cap, begin):
+        elif may:
             self._slots.submit(run_id, begin)
 
     def may_begin(self, run_id: UUID, cap: Cap | None, begin: Begin) -> bool:
@@ -90,18 +109,17 @@ class Lanes:
         Siblings come in the order in which they were handed over, whichever thread has read its run's cap first.
         """
         with self._monitor:
-            if cap is not None:
-                self._wait_for_earlier(run_id)
-            self._has_read(run_id)
-        return cap is None or self._enter(run_id, cap, begin)
+            self._unread.discard(run_id)
+            may = cap is None or self._enter(run_id, cap, begin)
+        self._call_held_back()
+        return may
 
     def refused(self, run_id: UUID) -> None:
-        """Let a run wait in front of all others: the store had no place for it."""
+        """Let a run wait on, in front of those that came after it: the store had no place for it."""
         with self._monitor:
             lane = self._lane_of[run_id]
             lane.held.discard(run_id)
-            lane.parked[run_id] = None
-            lane.parked.move_to_end(run_id, last=False)
+            lane.park(run_id, self._numbers[run_id])
             # Others are at work: what was offered has been taken.
             lane.is_offered, lane.rest_s = False, self._again_s * REST_ROUNDS
         self._shut(lane, 1)
@@ -109,13 +127,16 @@ class Lanes:
     def leave(self, run_id: UUID) -> None:
         """Give a run's turn to the next one, here or elsewhere."""
         with self._monitor:
-            self._has_read(run_id)
+            self._unread.discard(run_id)
+            self._numbers.pop(run_id, None)
             lane = self._lane_of.pop(run_id, None)
             self._begin.pop(run_id, None)
-            if lane is None:
-                return
-            lane.held.discard(run_id)
-            looks = self._is_to_look(lane)
+            if lane is not None:
+                lane.held.discard(run_id)
+            looks = lane is not None and self._is_to_look(lane)
+        self._call_held_back()
+        if lane is None:
+            return
         if looks and self._others_wait(lane):
             lane.is_offered = True
             self._shut(lane, OFFER_ROUNDS)
@@ -126,22 +147,6 @@ class Lanes:
         with self._monitor:
             full = [lane for lane in self._lanes.values() if len(lane.held) >= lane.cap.most]
             return {run_id: known[run_id] for lane in full for run_id in lane.parked if run_id in known}
-
-    def _begin_unread(self, run_id: UUID, begin: Begin) -> None:
-        with self._monitor:
-            self._unread[run_id] = None
-        begin()
-
-    def _wait_for_earlier(self, run_id: UUID) -> None:
-        self._readers += 1
-        while run_id in self._unread and next(iter(self._unread)) != run_id and not self._slots.is_closed:
-            self._monitor.wait()
-        self._readers -= 1
-
-    def _has_read(self, run_id: UUID) -> None:
-        self._unread.pop(run_id, None)
-        if self._readers:
-            self._monitor.notify_all()
 
     def _is_to_look(self, lane: _Lane) -> bool:
         """Whether it is time to look if others wait for a place that one of this process's children would take."""
@@ -182,11 +187,29 @@ class Lanes:
             self._begin[run_id] = begin
             if run_id in lane.held:
                 return True
-            if lane.parked or not self._has_room(lane):
-                lane.parked.setdefault(run_id)
+            number = self._numbers[run_id]
+            if lane.is_queued_before(number) or not self._has_room(lane) or self._may_have_siblings_before(number):
+                lane.park(run_id, number)
+                lane.is_held_back = self._has_room(lane)
                 return False
             lane.held.add(run_id)
             return True
+
+    def _may_have_siblings_before(self, number: int) -> bool:
+        """Whether a run that was handed over earlier, and is being read, may turn out to be a sibling."""
+        return any(self._numbers[run_id] < number for run_id in self._unread)
+
+    def _begin_unread(self, run_id: UUID, begin: Begin) -> None:
+        with self._monitor:
+            self._unread.add(run_id)
+        begin()
+
+    def _call_held_back(self) -> None:
+        """Look whether anybody's turn has come by what was read since."""
+        with self._monitor:
+            lanes = [lane for lane in self._lanes.values() if lane.is_held_back]
+        for lane in lanes:
+            self._call_next(lane)
 
     def _lane(self, cap: Cap) -> _Lane:
         key = (cap.parent_run_id, cap.op_id)
@@ -202,8 +225,13 @@ class Lanes:
         """Queue those whose turn it is, in order."""
         called: list[tuple[UUID, Begin]] = []
         with self._monitor:
+            lane.is_held_back = False
             while lane.parked and self._has_room(lane):
-                run_id, _ = lane.parked.popitem(last=False)
+                run_id, number = next(iter(lane.parked.items()))
+                if self._may_have_siblings_before(number):
+                    lane.is_held_back = True
+                    break
+                del lane.parked[run_id]
                 lane.held.add(run_id)
                 called.append((run_id, self._begin[run_id]))
         for run_id, begin in called:

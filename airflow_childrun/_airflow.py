@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,14 @@ def registered_secrets(min_length: int = 12) -> frozenset[str]:
         masker = getattr(module, "_secrets_masker", None)
         if masker is not None:
             # The masker keeps what re.escape made of each secret.
-            found.update(re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL) for pattern in masker().patterns)
+            found.update(map(_unescaped, tuple(masker().patterns)))
     return frozenset(value for value in found if len(value) >= min_length)
+
+
+@lru_cache(maxsize=1024)
+def _unescaped(pattern: str) -> str:
+    """Return the text of which ``re.escape`` made a pattern; asked of the same ones for every value that is recorded."""
+    return re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL)
 
 
 def channel_is_shared() -> bool:

@@ -165,7 +165,10 @@ class HostStream:
         return self.row.run_id if self.row is not None else self._coordinates.run_id()
 
     def _submit(self, commit: Commit) -> Committed | Conflict:
-        return self._house.patience.attempt(lambda: self._house.committer.submit(commit))
+        answer = self._house.patience.attempt(lambda: self._house.committer.submit(commit))
+        if isinstance(answer, Committed):
+            self._house.cradle.keep(commit, answer)
+        return answer
 
     def _conflict(self, conflict: Conflict, host_id: UUID) -> HostError:
         """Say who came in between: another try of this task, or whoever drives one of its children."""

@@ -185,4 +185,4 @@ class TreeKeeper:
             slot_owner_id=self._host_id,
             fact_key=child.key,
         )
-        return prepare_run(request, lineage, self._house.resolver, self._house.policy)
+        return prepare_run(request, lineage, self._house.cradle, self._house.policy)

@@ -39,6 +39,7 @@ class Supervisor:
         self._house = house
         self._monitor = house.slots.monitor
         self._active: dict[UUID, RunJournal | None] = {}
+        self._gone: set[UUID] = set()  # handed over, and not active any more: sets meet without asking for hashes
         self._undrivable: dict[UUID, ChildRunError] = {}
         self._mailboxes: dict[UUID, Mailbox] = {}
         self._holds: dict[UUID, Hold] = {}
@@ -54,8 +55,10 @@ class Supervisor:
         """
         with self._monitor:
             if run_id in self._active or self._house.slots.is_closed:
+                self._gone |= {run_id} - self._active.keys()
                 return
             self._active[run_id] = None
+            self._gone.discard(run_id)
             self._undrivable.pop(run_id, None)
             self.stopped.discard(run_id)
             if not self._carries_mail:
@@ -147,13 +150,12 @@ class Supervisor:
             self._monitor.notify_all()
 
     def wait_while_active(self, run_ids: Iterable[UUID], timeout_s: float | None) -> set[UUID]:
-        """Wait until one more of these runs is not driven any more, or the time is over; return those still driven."""
+        """Wait until one of these runs, handed over, is not driven any more, or the time is over; return the others."""
         wanted = set(run_ids)
         with self._monitor:
-            before = wanted & self._active.keys()
-            if before:
+            if wanted and wanted.isdisjoint(self._gone):
                 self._monitor.wait(timeout_s)
-            return wanted & self._active.keys()
+            return wanted - self._gone
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Wait until anything happens to a run of this process, or the time is over, or, by Abandoned, the process gives up."""
@@ -184,8 +186,7 @@ class Supervisor:
 
     def error_of(self, run_id: UUID) -> ChildRunError | None:
         """Return why a run cannot be driven here, or None."""
-        with self._monitor:
-            return self._undrivable.get(run_id)
+        return self._undrivable.get(run_id)
 
     def close(self) -> None:
         """Give every run up: waits and the next io raise Abandoned.
@@ -195,6 +196,7 @@ class Supervisor:
         self._house.slots.close()
         with self._monitor:
             journals = [journal for journal in self._active.values() if journal is not None]
+            self._gone.update(run_id for run_id, journal in self._active.items() if journal is None)
             self._active = {run_id: journal for run_id, journal in self._active.items() if journal is not None}
             self._monitor.notify_all()
         for journal in journals:
@@ -208,8 +210,7 @@ class Supervisor:
 
     def is_idle(self) -> bool:
         """Whether nothing is driven."""
-        with self._monitor:
-            return not self._active
+        return not self._active
 
     def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until one more run is not driven any more, or the time is over."""
@@ -220,8 +221,7 @@ class Supervisor:
     def may_drive(self, row: RunRow) -> bool:
         """Whether nobody else owns a run, and this process can be sure of its own leases."""
         keeper = self._house.keeper
-        is_free = row.lease_expires_at is None or keeper.owns(row.lease_session_id)
-        return is_free and keeper.is_safe
+        return keeper.is_safe and (row.lease_expires_at is None or keeper.owns(row.lease_session_id))
 
     def _unwind(self) -> None:
         """Give everything up, and wait until the threads have ended."""
@@ -235,9 +235,7 @@ class Supervisor:
 
     def _drive(self, run_id: UUID) -> None:
         """Drive one run in this thread, whatever happens."""
-        hold = Hold(self._house)
-        with self._monitor:
-            self._holds[run_id] = hold
+        self._holds[run_id] = hold = Hold(self._house)
         waits_for_its_turn = False
         try:
             self._drive_until_settled(run_id, hold)
@@ -265,6 +263,7 @@ class Supervisor:
     def _leave(self, run_id: UUID) -> None:
         with self._monitor:
             self._active.pop(run_id, None)
+            self._gone.add(run_id)
             self._mailboxes.pop(run_id, None)
             self._holds.pop(run_id, None)
             self._monitor.notify_all()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from operator import itemgetter
 from uuid import UUID
 
@@ -88,29 +89,30 @@ class Lanes:
         self._lane_of: dict[UUID, _Lane] = {}
         self._begin: dict[UUID, Begin] = {}
         self._numbers: dict[UUID, int] = {}
-        self._count = 0
+        self._count = count()
+        # Of runs without a cap, which most are, nothing below takes the lock: each of these calls is one of the interpreter.
         self._unread: set[UUID] = set()
+        self._holds_back = False
         self._ticks = False
 
     def submit(self, run_id: UUID, cap: Cap | None, begin: Begin) -> None:
         """Queue a run for a slot, or let it wait for its turn; None: whether it has a cap is read once it has a slot."""
-        with self._monitor:
-            self._count += 1
-            self._numbers[run_id] = self._count
-            may = cap is None or self._enter(run_id, cap, begin)
+        self._numbers[run_id] = next(self._count)
         if cap is None:
             self._slots.submit(run_id, lambda: self._begin_unread(run_id, begin))
-        elif may:
+        elif self._enter(run_id, cap, begin):
             self._slots.submit(run_id, begin)
+        else:
+            self._call_held_back()
 
     def may_begin(self, run_id: UUID, cap: Cap | None, begin: Begin) -> bool:
         """Whether a run that has a slot may ask the store for a place; else it waits here for its turn.
 
         Siblings come in the order in which they were handed over, whichever thread has read its run's cap first.
         """
-        with self._monitor:
-            self._unread.discard(run_id)
-            may = cap is None or self._enter(run_id, cap, begin)
+        self._unread.discard(run_id)
+        may = cap is None or self._enter(run_id, cap, begin)
+        # Also where this run itself was just held back: what it was to wait for may have been read meanwhile.
         self._call_held_back()
         return may
 
@@ -191,23 +193,26 @@ class Lanes:
             if lane.is_queued_before(number) or not self._has_room(lane) or self._may_have_siblings_before(number):
                 lane.park(run_id, number)
                 lane.is_held_back = self._has_room(lane)
+                self._holds_back |= lane.is_held_back
                 return False
             lane.held.add(run_id)
             return True
 
     def _may_have_siblings_before(self, number: int) -> bool:
         """Whether a run that was handed over earlier, and is being read, may turn out to be a sibling."""
-        return any(self._numbers[run_id] < number for run_id in self._unread)
+        return any(self._numbers.get(run_id, number) < number for run_id in tuple(self._unread))
 
     def _begin_unread(self, run_id: UUID, begin: Begin) -> None:
-        with self._monitor:
-            self._unread.add(run_id)
+        self._unread.add(run_id)
         begin()
 
     def _call_held_back(self) -> None:
         """Look whether anybody's turn has come by what was read since."""
+        if not self._holds_back:
+            return
         with self._monitor:
             lanes = [lane for lane in self._lanes.values() if lane.is_held_back]
+            self._holds_back = bool(lanes)
         for lane in lanes:
             self._call_next(lane)
 
@@ -229,7 +234,7 @@ class Lanes:
             while lane.parked and self._has_room(lane):
                 run_id, number = next(iter(lane.parked.items()))
                 if self._may_have_siblings_before(number):
-                    lane.is_held_back = True
+                    lane.is_held_back = self._holds_back = True
                     break
                 del lane.parked[run_id]
                 lane.held.add(run_id)

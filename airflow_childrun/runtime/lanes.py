@@ -121,7 +121,7 @@ class Lanes:
         with self._monitor:
             lane = self._lane_of[run_id]
             lane.held.discard(run_id)
-            lane.park(run_id, self._numbers[run_id])
+            lane.park(run_id, self._number_of(run_id))
             # Others are at work: what was offered has been taken.
             lane.is_offered, lane.rest_s = False, self._again_s * REST_ROUNDS
         self._shut(lane, 1)
@@ -189,7 +189,7 @@ class Lanes:
             self._begin[run_id] = begin
             if run_id in lane.held:
                 return True
-            number = self._numbers[run_id]
+            number = self._number_of(run_id)
             if lane.is_queued_before(number) or not self._has_room(lane) or self._may_have_siblings_before(number):
                 lane.park(run_id, number)
                 lane.is_held_back = self._has_room(lane)
@@ -197,6 +197,10 @@ class Lanes:
                 return False
             lane.held.add(run_id)
             return True
+
+    def _number_of(self, run_id: UUID) -> int:
+        """Return a run's place in the order; of one that was handed over while its last thread was leaving, a new one."""
+        return self._numbers.setdefault(run_id, next(self._count))
 
     def _may_have_siblings_before(self, number: int) -> bool:
         """Whether a run that was handed over earlier, and is being read, may turn out to be a sibling."""

@@ -410,8 +410,8 @@ GUARDS: tuple[Guard, ...] = (
         "lane-order",
         "Children begin in the order of their spawn",
         "runtime/lanes.py",
-        "                run_id, _ = lane.parked.popitem(last=False)\n",
-        "                run_id, _ = lane.parked.popitem()\n",
+        "                run_id, number = next(iter(lane.parked.items()))\n",
+        "                run_id, number = next(reversed(lane.parked.items()))\n",
         "tests/lifecycle/test_concurrency.py::test_children_begin_in_the_order_of_their_spawn_never_more_than_the_cap",
     ),
     Guard(

@@ -55,7 +55,8 @@ class Supervisor:
         """
         with self._monitor:
             if run_id in self._active or self._house.slots.is_closed:
-                self._gone |= {run_id} - self._active.keys()
+                if run_id not in self._active:
+                    self._gone.add(run_id)
                 return
             self._active[run_id] = None
             self._gone.discard(run_id)

@@ -56,7 +56,7 @@ class ChildRunTransport:
         self._retries = ChildRetries(journal, nursery, env.identity)
         # Requests are read and checked when they are bound, right before they are performed.
         self._read: dict[str, tuple[IoCall, Wanted]] = {}
-        self._awaited: dict[str, tuple[IoCall, AwaitRequest]] = {}
+        self._awaited: dict[str, tuple[Any, AwaitRequest]] = {}
 
     def request_digest(self, call: IoCall) -> str:
         """Bind a spawn to what could change its result, an await to its child."""
@@ -104,10 +104,10 @@ class ChildRunTransport:
     def _await_of(self, call: IoCall) -> AwaitRequest:
         """Read the request of an await, once."""
         known, request = self._awaited.get(call.fact_key or "", (None, None))
-        if request is None or known is None or known.request is not call.request:
+        if request is None or known is not call.request:
             request = read_await_request(call.request)
             if call.fact_key is not None:
-                self._awaited[call.fact_key] = call, request
+                self._awaited[call.fact_key] = call.request, request
         return request
 
     def _spawn(self, key: str, wanted: Wanted, superseded: Superseded | None) -> Reply:

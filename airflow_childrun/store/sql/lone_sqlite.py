@@ -7,7 +7,7 @@ import sqlite3
 from functools import lru_cache
 from typing import Any
 
-from airflow_childrun.store.api import TERMINAL, Commit, FactRow, RunStep
+from airflow_childrun.store.api import TERMINAL, Commit, FactEntry, RunStep
 from airflow_childrun.store.chain import raw_event_hash
 from airflow_childrun.store.sql import raw_rows
 from airflow_childrun.store.sql.lone_commit import ends_lease, moved_by
@@ -44,7 +44,10 @@ def _write(connection: sqlite3.Connection, texts: Texts, commit: Commit) -> Row 
         values = (run, seq, at, new.body, digest, previous, commit.commit_id.bytes, step.epoch, RAW)
         execute(text_of(texts.insert_events), values)
         if new.fact is not None:
-            execute(text_of(texts.insert_facts), _fact_values(run, seq, new.fact))
+            fact = FactEntry(
+                step.run_id, seq, new.fact.key_digest, new.fact.payload_id, new.fact.request_digest, new.fact.failed
+            )
+            execute(text_of(texts.insert_facts), raw_rows.fact_values(fact))
     for artifact in commit.artifacts:
         execute(text_of(texts.insert_artifacts), raw_rows.artifact_values(artifact))
     changes = _changes(step, at, tips)
@@ -69,11 +72,6 @@ def _changes(step: RunStep, at: int, tips: list[bytes]) -> dict[str, Any]:
     if ends_lease(step):
         changes["lease_session_id"] = None
     return changes
-
-
-def _fact_values(run: bytes, seq: int, fact: FactRow) -> Row:
-    payload, request = raw_rows.unhex(fact.payload_id), raw_rows.unhex(fact.request_digest)
-    return (run, bytes.fromhex(fact.key_digest), seq, payload, request, fact.failed)
 
 
 @lru_cache(maxsize=64)

@@ -259,7 +259,8 @@ class SecretPolicy:
         return dataclasses.replace(info, code=code, message=message, details=None)
 
     def _registered(self) -> tuple[str, ...]:
-        return tuple(secret for secret in self.known_secrets() if len(secret) >= MIN_REGISTERED_LENGTH)
+        known = self.known_secrets()
+        return tuple(secret for secret in known if len(secret) >= MIN_REGISTERED_LENGTH) if known else ()
 
     def _secrets(
         self, value: Any, trail: list[str | int], registered: tuple[str, ...], allow_keys: frozenset[str]

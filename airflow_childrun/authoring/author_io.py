@@ -6,7 +6,6 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from types import FunctionType
 from typing import Any, TypeVar
@@ -147,7 +146,7 @@ class Io:
         number = self._counts[child.key]
         self._counts[child.key] += 1
         within = Within(f"{child.key}/timer#{number}", Duration.of(timeout, "the timeout of an await").us)
-        answer = self._provider.call(replace(_await_call(child), within=within))
+        answer = self._provider.call(_await_call(child)._replace(within=within))
         return read_result(answer.response, operation)
 
     def map(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypeAliasType
 
-from airflow_childrun.canonical import MAX_DEPTH, canonical_json_bytes, json_path
+from airflow_childrun.canonical import INT_MAX, INT_MIN, MAX_DEPTH, canonical_json_bytes, json_path
 from airflow_childrun.errors import CanonicalError, InputError
 from airflow_childrun.model.wire import complaints
 
@@ -140,7 +140,7 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 
     :raises InputError: codes ``input_invalid``, naming ``where``, the place and what is wrong with it; ``hint_unusable``
     """
-    if hint is Any or hint is inspect.Parameter.empty or hint is None:
+    if hint is Any or hint is inspect.Parameter.empty or hint is None or _fits(value, hint):
         return value
     try:
         return adapter(hint).validate_json(canonical_json_bytes(value))
@@ -154,6 +154,14 @@ def decode(value: Any, hint: Any, where: str) -> Any:
         raise InputError(f"{where} does not fit {_name(hint)}: {complaints(error)}") from None
     except CanonicalError as error:
         raise InputError(f"{where}: {error.info.message}", code=error.code, details=error.info.details) from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON is sure to be what a plain hint names, and would be read as itself."""
+    kind = type(value)
+    if kind is not hint:
+        return False
+    return kind is bool or (kind is str and value.isascii()) or (kind is int and INT_MIN <= value <= INT_MAX)
 
 
 _HINTS: WeakKeyDictionary[Callable[..., Any], Mapping[str, Any]] = WeakKeyDictionary()

@@ -80,7 +80,10 @@ class FactIo:
 
     def call(self, call: IoCall) -> IoResult:
         """Ask the world once; see :class:`~airflow_childrun.engine.ports.IoProvider`."""
-        return self.call_many([call])[0] if call.fact_key is not None else self._unkeyed(call)
+        if call.fact_key is None:
+            return self._unkeyed(call)
+        digest, found = self._look(call, call.fact_key)
+        return self._obtain([(call, digest)])[0] if found is None else found
 
     def call_many(self, calls: Sequence[IoCall]) -> list[IoResult]:
         """Ask the world several times; the answers become durable together.
@@ -93,21 +96,24 @@ class FactIo:
             key = call.fact_key
             if key is None:
                 raise MissingFactKeyError("calls that become durable together need a fact key each")
-            self._check_key(key)
-            self._check_timer(call)
-            digest = self._digest(call)
+            digest, found = self._look(call, key)
             if key in missing:
                 if missing[key][1] != digest:
                     raise request_mismatch(call)
-                continue
-            found = self._recorded(key, digest, call)
-            if found is None:
+            elif found is None:
                 missing[key] = (call, digest)
             else:
                 results[key] = found
         if missing:
             results.update(zip(missing, self._obtain(list(missing.values())), strict=True))
         return [results[call.fact_key or ""] for call in calls]
+
+    def _look(self, call: IoCall, key: str) -> tuple[str, IoResult | None]:
+        """Return the digest of a request that may be made, and what is recorded for it."""
+        self._check_key(key)
+        self._check_timer(call)
+        digest = self._digest(call)
+        return digest, self._recorded(key, digest, call)
 
     def _check_timer(self, call: IoCall) -> None:
         """Raise once more that an await took too long: what came of the child since then is the next await's answer."""
@@ -207,9 +213,7 @@ class FactIo:
     def _complete(self, call: IoCall, recorded: Any) -> None:
         """Make up for what V1 left undone beside a recorded answer."""
 
-    def _check_key(self, key: str | None) -> None:
-        if key is None:
-            return
+    def _check_key(self, key: str) -> None:
         if self._scene.policy.is_secret_text(key):
             raise OtherIoError("the fact key looks like a secret; name the fact otherwise", code="secrets_detected")
         try:

@@ -171,6 +171,13 @@ class FactIndex:
         fact = self._newest(key)
         return fact.supersedes if fact else 0
 
+    def supersession_of_next(self, key: str) -> int:
+        """Return the number of the fact that comes next under a key: one more, if it replaces a fact that lives."""
+        fact = self._newest(key)
+        if fact is None:
+            return 0
+        return fact.supersedes if self._is_forgotten(fact) else fact.supersedes + 1
+
     def may_supersede(self, fact: Fact) -> bool:
         """Whether another request may replace a fact: it was recorded by the same state after something now forgotten."""
         return any(

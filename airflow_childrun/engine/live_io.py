@@ -13,7 +13,7 @@ from airflow_childrun.engine.facts import Fact
 from airflow_childrun.engine.ports import Completing, Extras, IoCall, IoResult, Reply, Superseded, Transport, Waits
 from airflow_childrun.errors import AwaitTimeoutError, ErrorInfo, IoError, OtherIoError, StorageError, StoreInterrupt
 from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent, domain_event
-from airflow_childrun.store.api import Artifact
+from airflow_childrun.store.api import Artifact, InboxPost, RunStep
 
 TRANSPORT_RAISED = "transport_raised"
 
@@ -32,7 +32,7 @@ def _to_blame(call: IoCall, error: IoError) -> IoCall:
     """Return the call that failed: where an await's time was over it is the timer's, since the child's end is yet to come."""
     if call.within is None or not isinstance(error, AwaitTimeoutError):
         return call
-    return replace(call, fact_key=call.within.key)
+    return call._replace(fact_key=call.within.key)
 
 
 class LiveIo(FactIo):
@@ -61,7 +61,7 @@ class LiveIo(FactIo):
 
     def _obtain(self, calls: Sequence[tuple[IoCall, str]]) -> list[IoResult]:
         """Perform, then record all answers in one commit; an error is recorded with the answers before it."""
-        recorded: list[tuple[DomainEvent, ...]] = []
+        recorded: list[DomainEvent] = []
         replies: list[tuple[Reply, Artifact]] = []
         failure: IoError | None = None
         if len(calls) > 1:
@@ -71,13 +71,15 @@ class LiveIo(FactIo):
                 reply, payload = self._perform(call)
             except IoError as error:
                 info = self._scene.policy.redact_info(storable(error.info))
-                recorded.append((self._failed_event(_to_blame(call, error), digest, error.kind, info),))
+                recorded.append(self._failed_event(_to_blame(call, error), digest, error.kind, info))
                 failure = io_error(error.kind, info)
                 failure.__cause__ = error
                 break
             replies.append((reply, payload))
-            recorded.append((self._recorded_event(call, digest, reply, payload.id), *reply.linkage))
-        self._append(recorded, replies)
+            recorded.append(self._recorded_event(call, digest, reply, payload.id))
+            recorded += reply.linkage
+        if recorded:
+            self._append(recorded, replies)
         if failure is not None:
             raise failure
         return [IoResult(decode_answer(payload.body), payload.id) for _, payload in replies]
@@ -97,7 +99,7 @@ class LiveIo(FactIo):
         scene.journal.before_call()
         if call.within is not None:
             until_us = self._waits.open(call.within.key, call.within.delay_us)
-            call = replace(call, within=replace(call.within, until_us=until_us))
+            call = call._replace(within=replace(call.within, until_us=until_us))
         try:
             reply = self._ask(call, call.fact_key or "")
         except IoError:
@@ -135,16 +137,16 @@ class LiveIo(FactIo):
         body = self._scene.journal.read_artifact(fact.payload_id) if fact.payload_id else b"null"
         return Superseded(self._scene.facts.next_supersession(key), decode_answer(body))
 
-    def _append(self, recorded: list[tuple[DomainEvent, ...]], replies: list[tuple[Reply, Artifact]]) -> None:
-        events = [event for group in recorded for event in group]
-        if not events:
-            return
-        extras = Extras(
-            artifacts=tuple(part for reply, payload in replies for part in (payload, *reply.artifacts)),
-            steps=tuple(step for reply, _ in replies for step in reply.steps),
-            posts=tuple(post for reply, _ in replies for post in reply.posts),
-        )
-        self._scene.journal.append(events, extras)
+    def _append(self, events: list[DomainEvent], replies: list[tuple[Reply, Artifact]]) -> None:
+        artifacts: list[Artifact] = []
+        steps: list[RunStep] = []
+        posts: list[InboxPost] = []
+        for reply, payload in replies:
+            artifacts.append(payload)
+            artifacts += reply.artifacts
+            steps += reply.steps
+            posts += reply.posts
+        self._scene.journal.append(events, Extras(tuple(artifacts), tuple(steps), tuple(posts)))
         for reply, _ in replies:
             if reply.after is not None:
                 reply.after()
@@ -167,8 +169,7 @@ class LiveIo(FactIo):
         )
 
     def _supersedes(self, key: str) -> dict[str, int]:
-        facts = self._scene.facts
-        number = facts.supersessions(key) if facts.find(key) is None else facts.next_supersession(key)
+        number = self._scene.facts.supersession_of_next(key)
         return {"supersedes": number} if number else {}
 
     def _record(self, key: str, body: bytes, digest: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from airflow_childrun.errors import IoError
@@ -50,8 +51,7 @@ class Within:
     until_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class IoCall:
+class IoCall(NamedTuple):
     """A request to the outside world: ``namespace`` chooses the transport, ``fact_key`` makes the answer a fact.
 
     :param allow_keys: names of keys in the answer that the secret policy lets through
@@ -67,16 +67,17 @@ class IoCall:
     within: Within | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class IoResult:
+class IoResult(NamedTuple):
     """An answer, and under which artifact id it is recorded (None without a key)."""
 
     response: Any
     recorded_payload_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+NO_META: Mapping[str, Any] = MappingProxyType({})
+
+
+class Reply(NamedTuple):
     """A transport's answer, and what has to become durable in the same commit as its fact.
 
     :param response: JSON
@@ -87,7 +88,7 @@ class Reply:
     """
 
     response: Any
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = NO_META
     linkage: tuple[DomainEvent, ...] = ()
     steps: tuple[RunStep, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
@@ -141,8 +142,7 @@ class Completing(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
+class Extras(NamedTuple):
     """What an append carries beside its events."""
 
     artifacts: tuple[Artifact, ...] = ()

@@ -9,6 +9,9 @@ from uuid import UUID
 from airflow_childrun.errors import Abandoned
 from airflow_childrun.runtime.scheduler import Scheduler
 
+Condition = Callable[[], bool] | None
+"""Whether a wait goes on; asked with the monitor held."""
+
 
 class Slots:
     """Hands slots out: to threads that come back from a wait first, then to runs in the order in which they came."""
@@ -18,6 +21,7 @@ class Slots:
         self._limit = limit
         self._free = limit
         self._queue: OrderedDict[UUID, Callable[[], None]] = OrderedDict()
+        self._listeners: list[Condition] = []
         self._returning = 0
         self._closed = False
         self._frozen = False
@@ -26,7 +30,9 @@ class Slots:
         """Queue a run; ``begin`` is called with a slot taken for it."""
         with self.monitor:
             self._queue[run_id] = begin
-        self.dispatch()
+            may_begin = self._may_begin_one()
+        if may_begin:
+            self.dispatch()
 
     def promote(self, run_id: UUID) -> None:
         """Put a queued run in front: somebody waits for it."""
@@ -38,8 +44,13 @@ class Slots:
         """Give a slot back."""
         with self.monitor:
             self._free += 1
-            self.monitor.notify_all()
-        self.dispatch()
+            if self._returning:
+                self.monitor.notify_all()
+            else:
+                self.tell()
+            may_begin = self._may_begin_one()
+        if may_begin:
+            self.dispatch()
 
     def take_again(self) -> None:
         """Take a slot to go on after a wait.
@@ -64,9 +75,28 @@ class Slots:
             self._queue.clear()
             self.monitor.notify_all()
 
-    def pause(self, timeout_s: float) -> None:
-        """Wait for news with the monitor held, holding no slot; for ever once everything is frozen."""
-        self.monitor.wait(timeout_s)
+    def tell(self) -> None:
+        """Wake those who wait, with the monitor held, unless each of them would only go on to wait.
+
+        To wake a thread for nothing costs more than to ask for it, and a thousand children end while their parent waits.
+        """
+        if any(goes_on is None or not goes_on() for goes_on in self._listeners):
+            self.monitor.notify_all()
+
+    def listen(self, timeout_s: float | None, goes_on: Condition = None) -> None:
+        """Wait for news with the monitor held, or until the time is over.
+
+        :param goes_on: whether the caller would wait on, whatever :meth:`tell` tells of; None: it wants all news
+        """
+        self._listeners.append(goes_on)
+        try:
+            self.monitor.wait(timeout_s)
+        finally:
+            self._listeners.remove(goes_on)
+
+    def pause(self, timeout_s: float, goes_on: Condition = None) -> None:
+        """As :meth:`listen`, for a thread of a run that holds no slot; for ever once everything is frozen."""
+        self.listen(timeout_s, goes_on)
         while self._frozen:
             self.monitor.wait()
 
@@ -87,13 +117,18 @@ class Slots:
 
     def dispatch(self) -> None:
         """Begin queued runs while slots are free that nobody waits for."""
-        while True:
+        more = True
+        while more:
             with self.monitor:
-                if self._closed or not self._queue or self._free <= self._returning:
+                if not self._may_begin_one():
                     return
                 self._free -= 1
                 _, begin = self._queue.popitem(last=False)
+                more = self._may_begin_one()
             begin()
+
+    def _may_begin_one(self) -> bool:
+        return bool(self._queue) and not self._closed and self._free > self._returning
 
     def _check_open(self) -> None:
         if self._closed:

@@ -155,14 +155,14 @@ class Supervisor:
         wanted = set(run_ids)
         with self._monitor:
             if wanted and wanted.isdisjoint(self._gone):
-                self._monitor.wait(timeout_s)
+                self._house.slots.listen(timeout_s)
             return wanted - self._gone
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Wait until anything happens to a run of this process, or the time is over, or, by Abandoned, the process gives up."""
         with self._monitor:
             self.check_open()
-            self._monitor.wait(timeout_s)
+            self._house.slots.listen(timeout_s)
             self.check_open()
 
     def park(self, known: Mapping[UUID, int], least_s: float, *, lives_on: bool) -> Rest | None:
@@ -217,7 +217,7 @@ class Supervisor:
         """Wait until one more run is not driven any more, or the time is over."""
         with self._monitor:
             if self._active:
-                self._monitor.wait(timeout_s)
+                self._house.slots.listen(timeout_s)
 
     def may_drive(self, row: RunRow) -> bool:
         """Whether nobody else owns a run, and this process can be sure of its own leases."""
@@ -237,9 +237,9 @@ class Supervisor:
     def _drive(self, run_id: UUID) -> None:
         """Drive one run in this thread, whatever happens."""
         self._holds[run_id] = hold = Hold(self._house)
-        waits_for_its_turn = False
+        waits_for_its_turn = is_unwell = False
         try:
-            self._drive_until_settled(run_id, hold)
+            is_unwell = self._drive_until_settled(run_id, hold)
         except NoPlace:
             waits_for_its_turn = True
         except Abandoned:
@@ -259,15 +259,18 @@ class Supervisor:
         finally:
             hold.release()
             if not waits_for_its_turn:
-                self._leave(run_id)
+                self._leave(run_id, is_unwell=is_unwell)
 
-    def _leave(self, run_id: UUID) -> None:
+    def _leave(self, run_id: UUID, *, is_unwell: bool) -> None:
         with self._monitor:
+            if is_unwell:
+                # Not before: whoever waits takes the mark of one that is still driven for one that it has seen.
+                self._unwell.add(run_id)
             self._active.pop(run_id, None)
             self._gone.add(run_id)
             self._mailboxes.pop(run_id, None)
             self._holds.pop(run_id, None)
-            self._monitor.notify_all()
+            self._house.slots.tell()
         self._lanes.leave(run_id)
         self._close_session_if_last()
 
@@ -283,8 +286,8 @@ class Supervisor:
         except StorageError as error:
             _log.warning("the session of this process ends by itself later: %s", error)
 
-    def _drive_until_settled(self, run_id: UUID, hold: Hold) -> None:
-        """Take a run over; begin anew where another writer came in between."""
+    def _drive_until_settled(self, run_id: UUID, hold: Hold) -> bool:
+        """Take a run over; begin anew where another writer came in between. Return whether it may be tried again."""
         for last in (*[False] * (CONFLICT_TRIES - 1), True):
             newborn = self._house.cradle.take(run_id)
             row = self._find(run_id) if newborn is None else newborn.row
@@ -295,14 +298,12 @@ class Supervisor:
             try:
                 if self._driven(run_id, driver) == "stopped":
                     self.stopped.add(run_id)
-                if driver.may_be_tried_again:
-                    with self._monitor:
-                        self._unwell.add(run_id)
             except LeaseLost:
                 if last or (driver.journal is not None and driver.journal.has_written):
                     raise
             else:
-                return
+                return driver.may_be_tried_again
+        raise AssertionError("the last try returns or raises")
 
     def _may_begin(self, run_id: UUID, cap: Cap | None) -> bool:
         return self._lanes.may_begin(run_id, cap, self._beginner(run_id))

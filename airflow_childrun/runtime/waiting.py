@@ -85,6 +85,8 @@ class Hold:
 
     def release(self) -> None:
         """Give the slot back, once."""
+        if not self._held:
+            return
         with self._slots.monitor:
             if self._is_dead or not self._held:
                 return
@@ -151,7 +153,7 @@ class Hold:
                     return True
                 most_s = min(longest_s(), LONGEST_LOOK_S)
                 self._resting = condition, stay
-                self._slots.pause(most_s if self.mailbox is None else self.mailbox.wait_s(most_s))
+                self._slots.pause(most_s if self.mailbox is None else self.mailbox.wait_s(most_s), condition)
                 self._resting = None
             return False
 

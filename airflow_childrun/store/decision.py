@@ -36,6 +36,9 @@ from airflow_childrun.store.api import (
 )
 from airflow_childrun.store.chain import body_digest, raw_event_hash
 
+_COLUMNS = Moves._fields[2:]
+"""What moves a column of its own name: all but the status and the place of the checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
@@ -131,9 +134,15 @@ def check_batch(commits: Sequence[Commit]) -> None:
 
 def named_runs(commits: Iterable[Commit]) -> set[UUID]:
     """Return every run that a step or a post names: those rows must be locked."""
-    steps = [step for commit in commits for step in commit.steps]
-    capped = {step.lease.cap.parent_run_id for step in steps if isinstance(step.lease, TakeLease) and step.lease.cap}
-    return {step.run_id for step in steps} | capped | {post.run_id for commit in commits for post in commit.posts}
+    named: set[UUID] = set()
+    for commit in commits:
+        for step in commit.steps:
+            named.add(step.run_id)
+            if isinstance(step.lease, TakeLease) and step.lease.cap is not None:
+                named.add(step.lease.cap.parent_run_id)
+        for post in commit.posts:
+            named.add(post.run_id)
+    return named
 
 
 def decide(commits: Sequence[Commit], picture: Picture) -> list[Committed | Conflict]:
@@ -205,30 +214,25 @@ def _decide_one(commit: Commit, picture: Picture) -> Committed | Conflict:
     # A database's clock may step back; the times in a stream do not.
     known = [picture.runs[step.run_id].row.updated_at for step in commit.steps if step.run_id in picture.runs]
     at = max(picture.now, *known) if known else picture.now
-    for step in commit.steps:
-        _take(step, commit.commit_id, at, picture)
+    heads = {step.run_id: _take(step, commit.commit_id, at, picture) for step in commit.steps}
     for artifact in commit.artifacts:
         picture.writes.artifacts.setdefault((artifact.root_run_id, artifact.id), artifact)
+    if not commit.posts:
+        return Committed(at, heads)
     numbers = decide_posts(commit.posts, picture, at)
-    return Committed(
-        recorded_at=at,
-        heads={step.run_id: picture.runs[step.run_id].row.head for step in commit.steps},
-        rejected_posts=tuple(post_id for post_id, number in numbers.items() if number is None),
-    )
+    # A post to a run that the commit itself moves is counted in its head.
+    heads = {run_id: picture.runs[run_id].row.head for run_id in heads}
+    return Committed(at, heads, tuple(post_id for post_id, number in numbers.items() if number is None))
 
 
 def _original_result(commit: Commit, picture: Picture) -> Committed | None:
     """Return what a commit that happened before was answered then; None if it did not happen."""
     at = 0
     heads: dict[UUID, Head] = {}
-    with_events = any(step.events for step in commit.steps)
     for step in commit.steps:
         stored = picture.runs.get(step.run_id)
         if stored is None:
             return None
-        last = stored.last_eventless
-        if last is not None and last.commit_id != commit.commit_id:
-            last = None
         seq = step.expected_head + len(step.events)
         head = stored.row.head
         if step.events:
@@ -238,7 +242,10 @@ def _original_result(commit: Commit, picture: Picture) -> Committed | None:
             heads[step.run_id] = Head(seq, event.hash, event.epoch, head.inbox_seq)
             at = event.recorded_at
             continue
-        if last is None and not with_events:
+        last = stored.last_eventless
+        if last is not None and last.commit_id != commit.commit_id:
+            last = None
+        if last is None and not any(other.events for other in commit.steps):
             return None
         before = picture.find_event(step.run_id, seq) if head.seq != seq else None
         epoch = last.epoch if last else _epoch_after(step, head)
@@ -300,8 +307,8 @@ def _note_owner(row: RunRow, picture: Picture) -> None:
         owned.add(row.run_id)
 
 
-def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
-    """Append the step's events and move its row."""
+def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> Head:
+    """Append the step's events, move its row, and return where the run stands then."""
     stored = picture.runs.get(step.run_id)
     if step.create is not None:
         stored = StoredRun(_new_row(step.run_id, step.create, at))
@@ -327,13 +334,14 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> None:
             )
     tip = events[-1] if events else None
     head = Head(tip.seq if tip else row.head.seq, tip.hash if tip else row.head.hash, epoch, row.head.inbox_seq)
-    moved = _moved(row, step.moves, events, at)
+    moved = _moved(step.moves, events, at)
     if step.create is not None and step.moves.checkpoint_at is None:
         moved |= {"checkpoint_seq": 1, "checkpoint_hash": events[0].hash}
     row = row._replace(head=head, lease_session_id=owner, updated_at=at, **moved)
     _note_owner(row, picture)
     last = stored.last_eventless if events else LastEventless(commit_id, epoch, at)
     _put(picture, StoredRun(row, last))
+    return head
 
 
 def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> list[StoredEvent]:
@@ -345,21 +353,17 @@ def _chain(step: RunStep, head: Head, commit_id: UUID, epoch: int, at: int) -> l
     return events
 
 
-def _moved(row: RunRow, moves: Moves, events: Sequence[StoredEvent], at: int) -> dict[str, Any]:
-    if moves == STILL:
-        return {}
-    mark = events[moves.checkpoint_at] if moves.checkpoint_at is not None else None
+def _moved(moves: Moves, events: Sequence[StoredEvent], at: int) -> dict[str, Any]:
     # "" and 0 clear what None leaves as it is.
-    return {
-        "status": moves.status or row.status,
-        "ended_at": at if moves.status in TERMINAL else row.ended_at,
-        "checkpoint_seq": mark.seq if mark else row.checkpoint_seq,
-        "checkpoint_hash": mark.hash if mark else row.checkpoint_hash,
-        "checkpoint_snapshot_id": moves.checkpoint_snapshot_id or row.checkpoint_snapshot_id,
-        "final_snapshot_id": moves.final_snapshot_id or row.final_snapshot_id,
-        "error_code": row.error_code if moves.error_code is None else moves.error_code or None,
-        "wake_at": row.wake_at if moves.wake_at is None else moves.wake_at or None,
-    }
+    moved = {name: value or None for name, value in zip(_COLUMNS, moves[2:], strict=True) if value is not None}
+    if moves.status is not None:
+        moved["status"] = moves.status
+        if moves.status in TERMINAL:
+            moved["ended_at"] = at
+    if moves.checkpoint_at is not None:
+        mark = events[moves.checkpoint_at]
+        moved |= {"checkpoint_seq": mark.seq, "checkpoint_hash": mark.hash}
+    return moved
 
 
 def _new_row(run_id: UUID, new: NewRun, at: int) -> RunRow:

@@ -232,9 +232,7 @@ class MemoryStore:
             runs=runs,
             sessions=self._sessions,
             posted={
-                (entry.run_id, entry.post_id): entry.n
-                for run_id in {post.run_id for post in posts}
-                for entry in self._inbox.get(run_id, [])
+                (entry.run_id, entry.post_id): entry.n for post in posts for entry in self._inbox.get(post.run_id, [])
             },
             find_event=self._find_event,
             find_slot=lambda slot_id, generation: self._slots.get((slot_id, generation)),
@@ -259,10 +257,11 @@ class MemoryStore:
 
     def _write(self, picture: Picture) -> None:
         writes = picture.writes
-        self._runs |= writes.created | writes.changed
+        self._runs.update(writes.changed)
         for run_id, new in writes.created.items():
+            self._runs[run_id] = new
             self._by_slot.setdefault(new.row.slot_id, []).append(run_id)
-        self._slots |= {(new.row.slot_id, new.row.generation): run_id for run_id, new in writes.created.items()}
+            self._slots[new.row.slot_id, new.row.generation] = run_id
         for (root, key), artifact in writes.artifacts.items():
             self._artifacts.setdefault(root, {}).setdefault(key, artifact)
         for event in writes.events:

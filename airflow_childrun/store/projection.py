@@ -30,6 +30,8 @@ def moves_of(events: Sequence[Event]) -> Moves:
     ``error_code`` is that of the last failed attempt until the state succeeds or the run ends otherwise than Failed; a
     ``RunCompleted`` whose reason has a code brings its own. ``wake_at`` is when a run that waits goes on by itself.
     """
+    if len(events) == 1 and type(events[0]) is DomainEvent and events[0].name != WAIT_OPENED:  # most appends are that
+        return _GOES_ON
     draft = _Draft()
     for index, event in enumerate(events):
         draft.take(index, event)
@@ -41,6 +43,10 @@ def moves_of(events: Sequence[Event]) -> Moves:
         error_code=draft.error_code,
         wake_at=draft.wake_at,
     )
+
+
+_GOES_ON = Moves(wake_at=0)
+"""How a row moves with an event that only says that the run is at work."""
 
 
 @dataclass(slots=True)

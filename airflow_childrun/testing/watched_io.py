@@ -259,7 +259,7 @@ class WatchedIo:
         def function(*args: Any, **kwargs: Any) -> Any:
             return world(step.name, step.key, step.function, *args, **kwargs)
 
-        return replace(call, local=replace(step, function=function))
+        return call._replace(local=replace(step, function=function))
 
 
 def _kind_of(call: IoCall) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, cast
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.errors import AwaitTimeoutError, InputError, StateError
 from airflow_childrun.model.config import ChildRetryPolicy, Duration, Fixed
+from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import RunRow
 from airflow_childrun.store.verify import verify_tree
 from airflow_childrun.testing.clock import ManualClock
@@ -162,6 +164,26 @@ def test_many_children_are_tried_again_side_by_side(lab: Lab) -> None:
     assert run.join().phase == "Completed"
     assert lab.final(run_id)["parent.main.main"] == ["ann ends", "ben ends", "cleo ends"]
     assert len(generations(lab)) == 2 + 3 + 1
+
+
+def test_one_that_fails_while_its_parent_looks_at_another_is_not_overlooked(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its retry is announced at once, not when the wait of the other one is over."""
+    failing.update(ann=1, ben=1)
+    leave, order, parents = Supervisor._leave, count(), list[UUID]()
+
+    def late(supervisor: Supervisor, run_id: UUID, *, is_unwell: bool) -> None:
+        if is_unwell and next(order) == 1:
+            eventually(lambda: bool(parents) and retries_opened(lab, parents[0]) == 1)
+        leave(supervisor, run_id, is_unwell=is_unwell)
+
+    monkeypatch.setattr(Supervisor, "_leave", late)
+    _, run_id, run = begin(lab, parent, {"names": ["ann", "ben"], "policy": "continue"})
+    parents.append(run_id)
+    eventually(lambda: retries_opened(lab, run_id) == 2)
+    advance(lab, 10 * SECOND)
+    assert run.join().phase == "Completed"
 
 
 @pytest.mark.parametrize("after_s", [0, 4, 10])

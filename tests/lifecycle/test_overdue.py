@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -218,7 +217,7 @@ def test_what_is_below_a_run_that_is_ended_from_outside_is_asked_to_end(clock: M
 
     def parent(stage: Stage) -> None:
         plain = spawn_call("leaf", "k")
-        stage.io.call(replace(plain, request={**plain.request, "parent_close_policy": "cancel"}))
+        stage.io.call(plain._replace(request={**plain.request, "parent_close_policy": "cancel"}))
         began.set()
         stage.io.sleep("nap", 3_600_000_000)
 

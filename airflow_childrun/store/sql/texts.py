@@ -19,7 +19,7 @@ CHUNK = 500
 """How many ids one statement names: SQLite and PostgreSQL limit the number of parameters."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is made once, and found by itself
 class Writing:
     """A statement that is executed for many rows.
 

@@ -263,9 +263,8 @@ class Supervisor:
 
     def _leave(self, run_id: UUID, *, is_unwell: bool) -> None:
         with self._monitor:
-            if is_unwell:
-                # Not before: whoever waits takes the mark of one that is still driven for one that it has seen.
-                self._unwell.add(run_id)
+            # Not before: whoever waits takes the mark of one that is still driven for one that it has seen.
+            self._unwell.update([run_id] if is_unwell else [])
             self._active.pop(run_id, None)
             self._gone.add(run_id)
             self._mailboxes.pop(run_id, None)

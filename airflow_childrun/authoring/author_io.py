@@ -71,7 +71,10 @@ class Io:
         """Write an event of your own into the run's stream.
 
         :raises OtherRunError: codes ``secrets_detected``, ``domain_event_invalid``
+        :raises InputError: code ``argument_invalid``, if the name is no text
         """
+        if type(name) is not str:
+            raise InputError(f"the name of an event is {name!r}; give a text", code="argument_invalid")
         self._recorder.emit(name, encode(payload, f"the event {name!r}"))
 
     def step(

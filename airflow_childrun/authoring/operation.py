@@ -58,6 +58,7 @@ class Operation:
         self.clean_up: State | None = None
         # Input fields and plan of the states as they stand, for an operation whose config does not change them.
         self._known: tuple[dict[str, inspect.Parameter], ExecutionPlan] | None = None
+        self._last: State | None = None
         self.place = Place.of_caller(build)
         REGISTRY.register(self)
 
@@ -142,7 +143,7 @@ class Operation:
                 code="missing_idempotency_key",
             )
         self.states[state.name] = state
-        self._known = None
+        self._known = self._last = None
 
     def plan(self, manifest: RunManifest) -> ExecutionPlan:
         """Return the plan of a run.
@@ -248,8 +249,9 @@ class Operation:
         """Return a recorded output as the type that the last state's return hint names."""
         if self._build is not None or not self.states:
             return value
-        last = self._last_state()
-        return decode_result(value, last.returns, f"the output of {self.name}")
+        if self._last is None:
+            self._last = self._last_state()
+        return decode_result(value, self._last.returns, f"the output of {self.name}")
 
     def _last_state(self) -> State:
         plan = ExecutionPlan(
@@ -287,7 +289,7 @@ class _Draft(Operation):
         self._build = None
         self.states = {}
         self.clean_up = of.clean_up
-        self._known = None
+        self._known = self._last = None
 
 
 @overload

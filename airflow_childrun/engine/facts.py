@@ -46,20 +46,18 @@ class Fact(NamedTuple):
 def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | None:
     """Read a ``fact_recorded`` or ``fact_failed`` event; None if its payload has another shape (V1 skips those)."""
     payload = event.payload
-    if not isinstance(payload, dict) or not isinstance(payload.get("key"), str):
+    if not isinstance(payload, dict) or not isinstance(key := payload.get("key"), str):
         return None
     meta = payload.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    if not isinstance(meta, dict):
+        meta = {}
     error: ErrorInfo | None = None
     payload_id: str | None = None
     if event.name == FACT_FAILED:
         error = ErrorInfo.from_json(payload["error"])
-    elif isinstance(payload.get("payload_id"), str):
-        payload_id = payload["payload_id"]
-    else:
+    elif not isinstance(payload_id := payload.get("payload_id"), str):
         return None
-    supersedes = meta.get("supersedes", 0)
-    return Fact(at, payload["key"], payload_id, error, meta.get("request_digest"), state_id, supersedes, meta)
+    return Fact(at, key, payload_id, error, meta.get("request_digest"), state_id, meta.get("supersedes", 0), meta)
 
 
 _MARK = 6
@@ -117,10 +115,14 @@ class EarlierFacts(Protocol):
 class FactIndex:
     """All facts of a run and of the runs it continues, and from where on errors and awaits are forgotten.
 
+    Hardly a key has more than one fact: the last one stands by itself, those that it replaced in a list of their own. None
+    says that a key was looked up and has none.
+
     :param earlier: where the facts are that were not taken in; all were, if there is none
     """
 
-    _by_key: dict[str, list[Fact]] = field(default_factory=dict)
+    _last: dict[str, Fact | None] = field(default_factory=dict)
+    _replaced: dict[str, list[Fact]] = field(default_factory=dict)
     _failures: list[tuple[Position, str]] = field(default_factory=list)
     _continued: list[Position] = field(default_factory=list)
     _until: Position | None = None
@@ -130,14 +132,16 @@ class FactIndex:
 
     def add(self, fact: Fact) -> None:
         """Take a fact in."""
-        self._under(fact.key).append(fact)
+        if self.earlier is not None:
+            self._newest(fact.key)
+        self._put(fact)
         self._added.append(fact.key)
 
     def note_end(self, key: str, status: str) -> None:
         """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""
-        facts = self._under(key)
-        if facts and facts[-1].payload_id is not None and "status" not in facts[-1].meta:
-            facts[-1] = facts[-1]._replace(meta={**facts[-1].meta, "status": status})
+        fact = self._newest(key)
+        if fact is not None and fact.payload_id is not None and "status" not in fact.meta:
+            self._last[key] = fact._replace(meta={**fact.meta, "status": status})
 
     def forget_errors_of(self, state_id: str, before: Position) -> None:
         """Forget what a state recorded about failures before a position."""
@@ -149,7 +153,7 @@ class FactIndex:
 
     def as_of(self, at: Position) -> FactIndex:
         """Return the facts as they stood when the event at a position was written."""
-        return FactIndex(self._by_key, self._failures, self._continued, at, self.earlier)
+        return FactIndex(self._last, self._replaced, self._failures, self._continued, at, self.earlier)
 
     def find(self, key: str) -> Fact | None:
         """Return the newest fact under a key, unless it is forgotten."""
@@ -158,7 +162,7 @@ class FactIndex:
 
     def has_forgotten(self, key: str) -> bool:
         """Whether the newest fact under a key is forgotten; what was not taken in is not."""
-        fact = self._newest(key) if key in self._by_key else None
+        fact = self._newest(key) if key in self._last else None
         return fact is not None and self._is_forgotten(fact)
 
     def next_supersession(self, key: str) -> int:
@@ -182,13 +186,13 @@ class FactIndex:
         """Whether another request may replace a fact: it was recorded by the same state after something now forgotten."""
         return any(
             other.state_id == fact.state_id and other.at < fact.at and self._is_forgotten(other)
-            for facts in self._by_key.values()
-            for other in facts
+            for key in self._last
+            for other in self._under(key)
         )
 
     def all_keys(self) -> Iterable[str]:
         """Return the keys of all facts that were taken in."""
-        return self._by_key.keys()
+        return [key for key, fact in self._last.items() if fact is not None]
 
     def known_keys(self) -> tuple[KnownKeys, KnownKeys]:
         """Return the keys that a summary has recorded, and all keys."""
@@ -201,9 +205,10 @@ class FactIndex:
 
     def unsteady(self) -> list[Fact]:
         """Return, in order, the facts under keys where one is an error, an unhappy await, or was replaced."""
-        groups = self._by_key.values()
-        found = [facts for facts in groups if len(facts) > 1 or any(not fact.is_steady for fact in facts)]
-        return sorted((fact for facts in found for fact in facts), key=lambda fact: fact.at)
+        found = {
+            key for key, fact in self._last.items() if fact is not None and not fact.is_steady
+        } | self._replaced.keys()
+        return sorted((fact for key in found for fact in self._under(key)), key=lambda fact: fact.at)
 
     def forgotten_from(self) -> tuple[Sequence[tuple[Position, str]], Sequence[Position]]:
         """Return from where on errors of which state, and unhappy awaits, are forgotten."""
@@ -212,23 +217,36 @@ class FactIndex:
     def take_in(self, facts: Iterable[Fact]) -> None:
         """Take in facts whose keys a summary has recorded."""
         for fact in facts:
-            self._by_key.setdefault(fact.key, []).append(fact)
+            self._put(fact)
 
     def until(self, key: str, at: Position) -> list[Fact]:
         """Return the facts under a key up to a position, forgotten or not."""
         return [fact for fact in self._under(key) if fact.at <= at]
 
+    def _put(self, fact: Fact) -> None:
+        before = self._last.get(fact.key)
+        if before is not None:
+            self._replaced.setdefault(fact.key, []).append(before)
+        self._last[fact.key] = fact
+
     def _under(self, key: str) -> list[Fact]:
-        facts = self._by_key.get(key)
-        if facts is None:
-            facts = self._by_key[key] = self.earlier.under(key) if self.earlier else []
-        return facts
+        """Return all facts under a key, first to last."""
+        last = self._find_last(key)
+        return [] if last is None else [*self._replaced.get(key, ()), last]
 
     def _newest(self, key: str) -> Fact | None:
-        facts = self._under(key) if self.earlier else self._by_key.get(key, ())
         if self._until is None:
-            return facts[-1] if facts else None
-        return next((fact for fact in reversed(facts) if fact.at <= self._until), None)
+            return self._find_last(key)
+        return next((fact for fact in reversed(self._under(key)) if fact.at <= self._until), None)
+
+    def _find_last(self, key: str) -> Fact | None:
+        fact = self._last.get(key)
+        if fact is None and self.earlier is not None and key not in self._last:
+            facts = self.earlier.under(key)
+            self._last[key] = fact = facts[-1] if facts else None
+            if len(facts) > 1:
+                self._replaced[key] = facts[:-1]
+        return fact
 
     def _is_forgotten(self, fact: Fact) -> bool:
         if fact.error is not None:

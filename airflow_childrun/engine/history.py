@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from airflow_childrun.engine.facts import FactIndex, Position, fact_of
+from airflow_childrun.engine.facts import Fact, FactIndex, Position, fact_of
 from airflow_childrun.errors import InvalidHistoryError
 from airflow_childrun.ids import uuid_of
 from airflow_childrun.model.events import (
@@ -227,17 +227,18 @@ class RunHistory:
 
     def _on_domain(self, event: DomainEvent) -> None:
         try:
-            self._take_domain(event)
+            if event.name in _FACTS:
+                self._on_fact(event)
+            else:
+                self._on_other(event)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise self._refuse(f"{event.name}_malformed", f"{event.name} has another shape than the engine's") from None
 
-    def _take_domain(self, event: DomainEvent) -> None:
+    def _on_other(self, event: DomainEvent) -> None:
         name, payload = event.name, event.payload
         self.is_waiting = name == WAIT_OPENED
-        state_id = self.open_attempt.state_id if self.open_attempt else None
-        if name in _FACTS:
-            self._on_fact(event, state_id)
-        elif name == WAIT_OPENED:
+        if name == WAIT_OPENED:
+            state_id = self.open_attempt.state_id if self.open_attempt else None
             self.waits[payload["key"]] = Wait(payload["key"], payload["try"], payload["until"], self._here, state_id)
         elif name == CHILD_RUN_SPAWNED:
             self._on_spawned(payload)
@@ -255,32 +256,34 @@ class RunHistory:
         elif name == CHILD_RUNS_DISPATCHED:
             self.dispatched += payload["batches"]
 
-    def _on_fact(self, event: DomainEvent, state_id: str | None) -> None:
-        fact = fact_of(event, self._here, state_id)
+    def _on_fact(self, event: DomainEvent) -> None:
+        self.is_waiting = False
+        attempt = self.open_attempt
+        fact = fact_of(event, (self.segment, self.head), attempt.state_id if attempt else None)
         if fact is None:
             if self.is_v1:
                 return
             raise ValueError(event.name)
         before = self.facts.find(fact.key)
-        if before is not None and self.is_v1:
-            return  # the original engine lets the first binding win
-        if (
-            before is not None
-            and before.request_digest is None
-            and before.at[0] < self.segment
-            and "status" in fact.meta
-        ):
+        if before is not None:
+            if self.is_v1:
+                return  # the original engine lets the first binding win
+            self._check_second(before, fact)
+        self.facts.add(fact)
+        if self.waits:
+            self.waits.pop(fact.meta.get("timer", ""), None)
+        self.last_fact_key = fact.key
+        self.recoveries = 0
+
+    def _check_second(self, before: Fact, fact: Fact) -> None:
+        """Refuse a fact under a key that has one, unless it replaces that."""
+        if before.request_digest is None and before.at[0] < self.segment and "status" in fact.meta:
             # V1 lost the linkage that says so, but an await that is looked at anew did not end well.
             self.facts.note_end(fact.key, "Failed")
-            before = None
-        if before is not None and fact.supersedes <= before.supersedes and fact.payload_id != before.payload_id:
+        elif fact.supersedes <= before.supersedes and fact.payload_id != before.payload_id:
             refusal = self._refuse("fact_recorded_conflict", f"the key {fact.key!r} was bound a second time")
             refusal.info = replace(refusal.info, details={**refusal.info.details, "key": fact.key})
             raise refusal
-        self.facts.add(fact)
-        self.waits.pop(fact.meta.get("timer", ""), None)
-        self.last_fact_key = fact.key
-        self.recoveries = 0
 
     def _on_linked(self, payload: dict[str, Any]) -> str | None:
         """Return the key of the fact that a linkage event belongs to: the one before it, if it names none."""

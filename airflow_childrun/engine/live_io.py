@@ -12,7 +12,7 @@ from airflow_childrun.engine.fact_io import FACT_PAYLOAD, FactIo, Scene, decode_
 from airflow_childrun.engine.facts import Fact
 from airflow_childrun.engine.ports import Completing, Extras, IoCall, IoResult, Reply, Superseded, Transport, Waits
 from airflow_childrun.errors import AwaitTimeoutError, ErrorInfo, IoError, OtherIoError, StorageError, StoreInterrupt
-from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent, domain_event
+from airflow_childrun.model.events import FACT_FAILED, FACT_RECORDED, DomainEvent
 from airflow_childrun.store.api import Artifact, InboxPost, RunStep
 
 TRANSPORT_RAISED = "transport_raised"
@@ -154,7 +154,7 @@ class LiveIo(FactIo):
     def _recorded_event(self, call: IoCall, digest: str, reply: Reply, payload_id: str) -> DomainEvent:
         key = call.fact_key or ""
         meta = {"request_digest": digest, **reply.meta, **self._supersedes(key)}
-        return domain_event(FACT_RECORDED, {"key": key, "payload_id": payload_id, "meta": meta})
+        return DomainEvent(FACT_RECORDED, {"key": key, "payload_id": payload_id, "meta": meta})
 
     def _failed_event(self, call: IoCall, digest: str, kind: str, info: ErrorInfo) -> DomainEvent:
         key = call.fact_key or ""
@@ -176,7 +176,7 @@ class LiveIo(FactIo):
         artifact = self._scene.journal.artifact(FACT_PAYLOAD, body)
         meta = {"request_digest": digest, **self._supersedes(key)}
         payload = {"key": key, "payload_id": artifact.id, "meta": meta}
-        event = domain_event(FACT_RECORDED, payload)
+        event = DomainEvent(FACT_RECORDED, payload)
         self._scene.journal.append([event], Extras(artifacts=(artifact,)))
         return artifact.id
 

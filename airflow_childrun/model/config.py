@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer, model_validator
@@ -182,6 +183,14 @@ class RunConfig(Deferred):
     replay_missing_fact_retryable: bool = False
     skip_tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
     nix_flake_allowlist: Annotated[tuple[str, ...], Field(strict=False)] = DEFAULT_FLAKE_ALLOWLIST
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the wire shape; the same object each time, which nobody may change: most children have one config."""
+        return self._written
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
+        return super().to_json()
 
     @property
     def keeps_all_events(self) -> bool:

@@ -163,7 +163,7 @@ class TreeKeeper:
 
     def _linkage(self, row: RunRow, run_id: UUID, generation: int) -> DomainEvent:
         event = spawned_event(self._host_id, run_id, row.manifest_id, None, generation)
-        return event.model_copy(update={"payload": {**event.payload, "slot_id": str(row.slot_id)}})
+        return event._replace(payload={**event.payload, "slot_id": str(row.slot_id)})
 
     def _prepare(self, child: WantedChild, generation: int) -> Prepared:
         request = Request(

@@ -10,7 +10,7 @@ from airflow_childrun.engine.ports import IoCall, Journal, Reply, Superseded, Wi
 from airflow_childrun.engine.prepare import Lineage, PlanResolver, Prepared, Request, prepare_run
 from airflow_childrun.errors import ChildRunError, IoError, MissingFactKeyError, OtherIoError
 from airflow_childrun.ids import child_run_id, uuid_of
-from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent, domain_event
+from airflow_childrun.model.events import CHILD_RUN_COMPLETED, CHILD_RUN_SPAWNED, DomainEvent
 from airflow_childrun.model.requests import AWAIT, SPAWN, AwaitRequest, SpawnRequest, SpawnResponse, read_await_request
 from airflow_childrun.secret_policy import SecretPolicy
 from airflow_childrun.store.api import Cap, RunRow
@@ -272,7 +272,7 @@ def spawned_event(parent: UUID, child: UUID, manifest: str, key: str | None, gen
         payload["generation"] = generation
         if key is not None:
             payload["fact_key"] = key
-    return domain_event(CHILD_RUN_SPAWNED, payload)
+    return DomainEvent(CHILD_RUN_SPAWNED, payload)
 
 
 def completed_event(row: RunRow) -> DomainEvent:
@@ -282,4 +282,4 @@ def completed_event(row: RunRow) -> DomainEvent:
         "status": row.status,
         "final_snapshot_id": row.final_snapshot_id,
     }
-    return domain_event(CHILD_RUN_COMPLETED, payload)
+    return DomainEvent(CHILD_RUN_COMPLETED, payload)

@@ -113,50 +113,87 @@ def _parameters(commit: Commit, step: RunStep) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _text(texts: Texts, shape: Shape) -> str:
-    facts, artifacts, checkpoint_at, is_end, ends_lease, moved = shape
+    return _one_event(texts, shape) if len(shape[0]) == 1 else _some_events(texts, shape)
+
+
+def _one_event(texts: Texts, shape: Shape) -> str:
+    """Write the text for one event: most are that. The moved row tells all that is to be written, once it has moved."""
+    facts, artifacts, *moves = shape
+    at = "GREATEST(t.now, x.updated_at)"
+    tip = _hash(1, at, "x.head_hash")
+    changes = _changes(at, [tip], *moves)
+    moving = f"UPDATE {texts.run} x SET {changes} FROM t WHERE {_expected('x')}"
+    parts = [
+        _now(texts),
+        f"u AS ({moving} RETURNING x.updated_at AS at, x.head_hash AS h, x.inbox_seq)",
+        *_inserts(texts, facts, artifacts, "u.at, u.h FROM u"),
+    ]
+    return f"WITH {', '.join(parts)} SELECT at, h, inbox_seq FROM u"
+
+
+def _some_events(texts: Texts, shape: Shape) -> str:
+    """Write the text for more events: the hash of each takes that of the one before it."""
+    facts, artifacts, *moves = shape
     last = len(facts)
-    expected = "run_id = %(run)s AND {0}.head_seq = %(head)s AND {0}.epoch = %(epoch)s"
     locked = (
         "SELECT r.head_hash AS h, GREATEST(t.now, r.updated_at) AS at, r.inbox_seq "
-        f"FROM {texts.run} r, t WHERE r.{expected.format('r')} FOR UPDATE OF r"
+        f"FROM {texts.run} r, t WHERE {_expected('r')} FOR UPDATE OF r"
     )
-    changes = _changes(last, checkpoint_at, is_end, ends_lease, moved)
-    moving = f"UPDATE {texts.run} x SET {changes} FROM r, h{last} WHERE x.{expected.format('x')} RETURNING 1"
+    hashes = [
+        f"h{n} AS MATERIALIZED (SELECT {_hash(n, 'r.at', f'h{n - 1}.h' if n > 1 else 'r.h')} AS h "
+        f"FROM r{f', h{n - 1}' if n > 1 else ''})"
+        for n in range(1, last + 1)
+    ]
+    tips = [f"(SELECT h FROM h{n})" for n in range(1, last)] + [f"h{last}.h"]
+    changes = _changes("r.at", tips, *moves)
+    moving = f"UPDATE {texts.run} x SET {changes} FROM r, h{last} WHERE {_expected('x')} RETURNING 1"
     parts = [
-        f"t AS MATERIALIZED (SELECT {texts.now} AS now)",
+        _now(texts),
         f"r AS MATERIALIZED ({locked})",
-        *_hashes(last),
+        *hashes,
         f"u AS ({moving})",
-        *_inserts(texts, facts, artifacts),
+        *_inserts(texts, facts, artifacts, "r.at, h{n}.h FROM r, h{n}, u"),
     ]
     return f"WITH {', '.join(parts)} SELECT r.at, h{last}.h, r.inbox_seq FROM r, h{last}, u"
 
 
-def _hashes(count: int) -> list[str]:
-    return [
-        f"h{number} AS MATERIALIZED (SELECT sha256(CAST(%(before{number})s AS BYTEA) || int8send(r.at) || "
-        f"{f'h{number - 1}.h' if number > 1 else 'r.h'} || CAST(%(digest{number})s AS BYTEA)) AS h "
-        f"FROM r{f', h{number - 1}' if number > 1 else ''})"
-        for number in range(1, count + 1)
-    ]
+def _now(texts: Texts) -> str:
+    return f"t AS MATERIALIZED (SELECT {texts.now} AS now)"
 
 
-def _changes(last: int, checkpoint_at: int | None, is_end: bool, ends_lease: bool, moved: Sequence[str]) -> str:
-    changes = [f"head_seq = %(seq{last})s, head_hash = h{last}.h, updated_at = r.at"]
+def _expected(row: str) -> str:
+    return f"{row}.run_id = %(run)s AND {row}.head_seq = %(head)s AND {row}.epoch = %(epoch)s"
+
+
+def _hash(number: int, at: str, previous: str) -> str:
+    before, digest = f"CAST(%(before{number})s AS BYTEA)", f"CAST(%(digest{number})s AS BYTEA)"
+    return f"sha256({before} || int8send({at}) || {previous} || {digest})"
+
+
+def _changes(
+    at: str, tips: Sequence[str], checkpoint_at: int | None, is_end: bool, ends_lease: bool, moved: Sequence[str]
+) -> str:
+    """Return what moves in the row.
+
+    :param at: the expression of the commit's time
+    :param tips: those of the events' hashes
+    """
+    changes = [f"head_seq = %(seq{len(tips)})s, head_hash = {tips[-1]}, updated_at = {at}"]
     changes += [f"{name} = %({name})s" for name in moved]
     if checkpoint_at is not None:
-        mark = checkpoint_at + 1
-        own = f"h{mark}.h" if mark == last else f"(SELECT h FROM h{mark})"
-        changes.append(f"checkpoint_seq = %(seq{mark})s, checkpoint_hash = {own}")
+        changes.append(f"checkpoint_seq = %(seq{checkpoint_at + 1})s, checkpoint_hash = {tips[checkpoint_at]}")
     if is_end:
-        changes.append("ended_at = r.at")
+        changes.append(f"ended_at = {at}")
     if ends_lease:
         changes.append("lease_session_id = NULL")
     return ", ".join(changes)
 
 
-def _inserts(texts: Texts, facts: Sequence[bool], artifacts: int) -> list[str]:
-    """Write what follows from the moved row: without one, nothing is written."""
+def _inserts(texts: Texts, facts: Sequence[bool], artifacts: int, source: str) -> list[str]:
+    """Write what follows from the moved row: without one, nothing is written.
+
+    :param source: time and hash of event ``{n}``, and where they come from
+    """
     parts = []
     if artifacts:
         rows = ", ".join(
@@ -170,10 +207,10 @@ def _inserts(texts: Texts, facts: Sequence[bool], artifacts: int) -> list[str]:
             "ON CONFLICT DO NOTHING)"
         )
     for number, is_fact in enumerate(facts, 1):
-        columns = "run_id, seq, recorded_at, body, body_digest, hash, commit_id, epoch, codec"
         parts.append(
-            f"e{number} AS (INSERT INTO {texts.event} ({columns}) SELECT %(run)s, %(seq{number})s, r.at, %(body{number})s, "
-            f"%(digest{number})s, h{number}.h, %(commit)s, %(epoch)s, '{RAW}' FROM r, h{number}, u)"
+            f"e{number} AS (INSERT INTO {texts.event} (run_id, seq, body, body_digest, commit_id, epoch, codec, "
+            f"recorded_at, hash) SELECT %(run)s, %(seq{number})s, %(body{number})s, %(digest{number})s, %(commit)s, "
+            f"%(epoch)s, '{RAW}', {source.format(n=number)})"
         )
         if is_fact:
             columns = "run_id, key_digest, seq, payload_id, request_digest, failed"

@@ -47,7 +47,9 @@ def _encode(value: Any, where: str, trail: list[str | int]) -> Any:
     if isinstance(value, dict):
         return _encode_object(value, where, trail)
     if isinstance(value, list | tuple):
-        return [_encode(item, where, [*trail, index]) for index, item in enumerate(value)]
+        return [
+            item if type(item) in _PLAIN else _encode(item, where, [*trail, index]) for index, item in enumerate(value)
+        ]
     if isinstance(value, set | frozenset):
         return sorted((_encode(item, where, [*trail, "*"]) for item in value), key=canonical_json_bytes)
     if isinstance(value, bytes | bytearray):
@@ -79,7 +81,7 @@ def _encode_object(value: Mapping[Any, Any], where: str, trail: list[str | int])
                 code="value_not_encodable",
                 details={"path": json_path(trail)},
             )
-        encoded[name] = _encode(item, where, [*trail, name])
+        encoded[name] = item if type(item) in _PLAIN else _encode(item, where, [*trail, name])
     return encoded
 
 

@@ -15,7 +15,7 @@ class _Waiting:
     """A commit on its way, and what became of it.
 
     :param bell: wakes the thread that waits for it, and no other: to wake all would have each of them ask for the one
-        lock of the process; None if that thread need not wait
+        lock of the process; None if that thread leads at once
     """
 
     __slots__ = ("_bell", "_leads", "answer", "commit")
@@ -74,11 +74,12 @@ class Committer:
         :raises UnavailableError: outcome unknown; submit the identical commit again
         :raises StorageError: what else the store has against it
         """
-        mine = self._join(commit)
+        mine, batch = self._join(commit)
         try:
-            mine.wait()
+            if not batch:
+                mine.wait()
             if mine.answer is None:
-                self._carry_out(self._take_batch())
+                self._carry_out(batch or self._take_batch())
         except BaseException:
             self._withdraw(mine)
             raise
@@ -88,14 +89,15 @@ class Committer:
             raise AssertionError("whoever leads carries out its own commit")
         return mine.answer
 
-    def _join(self, commit: Commit) -> _Waiting:
+    def _join(self, commit: Commit) -> tuple[_Waiting, list[_Waiting]]:
+        """Return a commit, and what its thread has to carry out at once: nothing, if somebody else leads."""
         with self._monitor:
-            if self._leader is None:
+            if self._leader is None:  # nobody waits then
                 mine = self._leader = _Waiting(commit, None)
-            else:
-                mine = _Waiting(commit, self._scheduler.monitor())
+                return mine, [mine]
+            mine = _Waiting(commit, self._scheduler.monitor())
             self._queue.append(mine)
-        return mine
+            return mine, []
 
     def _withdraw(self, mine: _Waiting) -> None:
         """Let the others go on without a thread that was torn out of its wait: Airflow's timeout may come anywhere."""
@@ -114,9 +116,6 @@ class Committer:
     def _take_batch(self) -> list[_Waiting]:
         """Take waiting commits in order, each run at most once: the leader's own is the first."""
         with self._monitor:
-            if len(self._queue) == 1:
-                alone, self._queue = self._queue, []
-                return alone
             batch: list[_Waiting] = []
             taken: set[UUID] = set()
             left: list[_Waiting] = []

@@ -18,6 +18,8 @@ from airflow_childrun.model.events import (
 )
 from airflow_childrun.store.api import FactRow, NewEvent, StoredEvent
 
+_FACTS = frozenset({FACT_RECORDED, FACT_FAILED})
+
 
 def encode_event(event: Event) -> NewEvent:
     """Return the bytes of an event and, if it is a fact, its row in the index of facts."""
@@ -46,12 +48,12 @@ def request_digest(namespace: str, request: Any) -> str:
 
 
 def _fact_row(event: Event) -> FactRow | None:
-    if not isinstance(event, DomainEvent) or event.name not in {FACT_RECORDED, FACT_FAILED}:
+    if type(event) is not DomainEvent or event.name not in _FACTS:
         return None
     payload = event.payload
-    if not isinstance(payload, dict) or not isinstance(payload.get("key"), str):
+    if not isinstance(payload, dict) or not isinstance(key := payload.get("key"), str):
         return None
     failed = event.name == FACT_FAILED
     bound = payload if failed else payload.get("meta")
     digest = bound.get("request_digest") if isinstance(bound, dict) else None
-    return FactRow(key_digest(payload["key"]), payload.get("payload_id"), digest, failed)
+    return FactRow(key_digest(key), payload.get("payload_id"), digest, failed)

@@ -128,17 +128,17 @@ class Lanes:
 
     def leave(self, run_id: UUID) -> None:
         """Give a run's turn to the next one, here or elsewhere."""
-        with self._monitor:
-            self._unread.discard(run_id)
-            self._numbers.pop(run_id, None)
-            lane = self._lane_of.pop(run_id, None)
-            self._begin.pop(run_id, None)
-            if lane is not None:
-                lane.held.discard(run_id)
-            looks = lane is not None and self._is_to_look(lane)
-        self._call_held_back()
-        if lane is None:
+        self._unread.discard(run_id)
+        self._numbers.pop(run_id, None)
+        if run_id not in self._lane_of:
+            self._call_held_back()
             return
+        with self._monitor:
+            lane = self._lane_of.pop(run_id)
+            self._begin.pop(run_id, None)
+            lane.held.discard(run_id)
+            looks = self._is_to_look(lane)
+        self._call_held_back()
         if looks and self._others_wait(lane):
             lane.is_offered = True
             self._shut(lane, OFFER_ROUNDS)

@@ -43,14 +43,22 @@ class Slots:
     def release(self) -> None:
         """Give a slot back."""
         with self.monitor:
-            self._free += 1
-            if self._returning:
-                self.monitor.notify_all()
-            else:
-                self.tell()
-            may_begin = self._may_begin_one()
-        if may_begin:
-            self.dispatch()
+            begin = self.give_back()
+        begin()
+
+    def give_back(self) -> Callable[[], None]:
+        """Give a slot back with the monitor held; what is returned begins whoever is next, and is called without it."""
+        self._free += 1
+        if self._returning:
+            self.monitor.notify_all()
+        else:
+            self.tell()
+        if not self._may_begin_one():
+            return _nobody
+        if self._free - self._returning > 1:
+            return self.dispatch
+        self._free -= 1
+        return self._queue.popitem(last=False)[1]
 
     def take_again(self) -> None:
         """Take a slot to go on after a wait.
@@ -133,3 +141,7 @@ class Slots:
     def _check_open(self) -> None:
         if self._closed:
             raise Abandoned("this process gave the run up")
+
+
+def _nobody() -> None:
+    """Begin nothing."""

@@ -339,12 +339,11 @@ class Supervisor:
             self._house.keeper.abandon(journal.session_id)
 
     def _register(self, run_id: UUID, journal: RunJournal, mailbox: Mailbox) -> None:
-        with self._monitor:
-            if run_id in self._active:
-                self._active[run_id] = journal
-                self._mailboxes[run_id] = mailbox
-            if self._house.slots.is_closed:
-                journal.kill()
+        # Without the monitor, which all threads want: whoever closes says so first, and looks for journals then.
+        if run_id in (active := self._active):
+            self._mailboxes[run_id], active[run_id] = mailbox, journal
+        if self._house.slots.is_closed:
+            journal.kill()
 
     def _carry_mail(self) -> None:
         """Look, now and then, whether anything came for the runs that are driven: one query for all of them."""

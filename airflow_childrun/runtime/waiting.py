@@ -91,7 +91,8 @@ class Hold:
             if self._is_dead or not self._held:
                 return
             self._held = False
-        self._slots.release()
+            begin = self._slots.give_back()
+        begin()
 
     def take_again(self) -> None:
         """Take a slot to go on.

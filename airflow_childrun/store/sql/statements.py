@@ -71,15 +71,7 @@ class Statements:
     def _events(self) -> None:
         event, fact = self.tables.event, self.tables.fact
         of_run = event.c.run_id == bindparam("the_run", type_=UuidBytes)
-        run = self.tables.run
         self.event: Select[Any] = select(event).where(of_run, event.c.seq == bindparam("the_seq"))
-        self.ends: Select[Any] = (
-            select(event)
-            .join_from(run, event, event.c.run_id == run.c.run_id)
-            .where(run.c.run_id.in_(bindparam("run_ids", expanding=True)))
-            .where(or_(event.c.seq == 1, event.c.seq.between(run.c.head_seq - 1, run.c.head_seq)))
-            .order_by(event.c.run_id, event.c.seq)
-        )
         self.facts: Select[Any] = (
             select(fact).where(fact.c.run_id == bindparam("the_run", type_=UuidBytes)).order_by(fact.c.seq)
         )

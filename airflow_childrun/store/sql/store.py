@@ -83,9 +83,9 @@ class SqlStore:
     def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
         """Return the first event and the last two of each of those runs that exist, ascending by seq."""
         found: dict[UUID, list[StoredEvent]] = {}
-        for chunk in _chunks(dict.fromkeys(run_ids)):
-            for row in self._all(self._statements.ends, {"run_ids": chunk}):
-                found.setdefault(row.run_id, []).append(rows.event_of(row))
+        ids = (run_id.bytes for run_id in dict.fromkeys(run_ids))
+        for event in map(raw_rows.event_of, self._by_ids(self._texts.ends, (), ids)):
+            found.setdefault(event.run_id, []).append(event)
         return found
 
     def find_run(self, run_id: UUID) -> RunRow | None:

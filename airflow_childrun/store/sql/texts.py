@@ -67,6 +67,11 @@ class Texts:
             f"SELECT {', '.join(EVENT)} FROM {self.event} WHERE run_id = {mark} AND seq >= {mark} AND seq <= {mark} "
             "ORDER BY seq"
         )
+        self.ends = (
+            f"SELECT {', '.join(f'e.{name}' for name in EVENT)} FROM {self.run} r JOIN {self.event} e "
+            "ON e.run_id = r.run_id WHERE r.run_id {} AND (e.seq = 1 OR e.seq BETWEEN r.head_seq - 1 AND r.head_seq) "
+            "ORDER BY e.run_id, e.seq"
+        )
         self.artifacts = f"SELECT id, body, codec FROM {self.artifact} WHERE root_run_id = {mark} AND id {{}}"
 
     def _name(self, table: Table) -> str:

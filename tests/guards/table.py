@@ -154,8 +154,8 @@ GUARDS: tuple[Guard, ...] = (
         "recorded",
         "A recorded call is never repeated",
         "engine/fact_io.py",
-        "            found = self._recorded(key, digest, call)\n",
-        "            found = None\n",
+        "        return digest, self._recorded(key, digest, call)\n",
+        "        return digest, None\n",
         "tests/engine/test_crash_sweep.py::test_dying_inside_every_call_of_the_world_repeats_that_call_alone",
     ),
     Guard(

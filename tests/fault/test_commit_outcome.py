@@ -244,11 +244,16 @@ def test_stale_connections_are_replaced_unnoticed(store: SqlStore, proxy: Proxy)
     assert head_of(store, run_id).seq == 2
 
 
-def test_a_cut_while_locking_is_repaired_at_once(store: SqlStore, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("names", "asked"), [(("on",), b"UPDATE"), (("on", "and on"), b"FOR UPDATE")], ids=["one", "two"]
+)
+def test_a_cut_while_locking_is_repaired_at_once(
+    store: SqlStore, proxy: Proxy, names: tuple[str, ...], asked: bytes
+) -> None:
     """Before anything was written the store itself tries once more."""
     run_id = start(store)
-    proxy.cut_at(b"FOR UPDATE", forwarded=False)
-    assert append(store, run_id, "on").seq == 2
+    proxy.cut_at(asked, forwarded=False)
+    assert append(store, run_id, *names).seq == 1 + len(names)
     assert proxy.cuts == 1
 
 

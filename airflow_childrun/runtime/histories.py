@@ -16,7 +16,7 @@ from airflow_childrun.model.plan import ExecutionPlan, plan_differences
 from airflow_childrun.runtime.earlier import Going, Patiently, Reads, continued_run_changed, from_summary
 from airflow_childrun.store.api import RunRow, Store, StoredEvent
 from airflow_childrun.store.chain import check_chain
-from airflow_childrun.store.codec import decode_event, decode_events
+from airflow_childrun.store.codec import decode_event
 from airflow_childrun.store.projection import RowCheck
 
 PAGE = 1000
@@ -142,7 +142,9 @@ def _pages(
 ) -> Iterator[tuple[StoredEvent, Event]]:
     """Yield the events of a first page that was checked, and of those after it, checked in turn."""
     while page:
-        yield from decode_events(page)
+        # One by one: what lives as long as its page keeps the garbage collector busy with the whole process.
+        for stored in page:
+            yield stored, decode_event(stored)
         if len(page) < PAGE:
             return
         last = page[-1]

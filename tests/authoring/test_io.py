@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -365,6 +365,15 @@ def test_events_of_ones_own(desk: Desk) -> None:
 
     end = desk.run(telling)
     assert desk.domain(end.run_id, "billed") == [{"amount": "1.5"}]
+
+
+def test_an_event_of_ones_own_needs_a_text_for_a_name(desk: Desk) -> None:
+    @operation(version="1")
+    def misnaming(io: Io) -> None:
+        with pytest.raises(InputError, match="the name of an event is 5; give a text"):
+            io.emit(cast("Any", 5), None)
+
+    assert desk.run(misnaming).phase == "Completed"
 
 
 def test_a_recorded_value_keeps_its_key(desk: Desk) -> None:

@@ -373,7 +373,7 @@ def test_an_event_of_ones_own_needs_a_text_for_a_name(desk: Desk) -> None:
         with pytest.raises(InputError, match="the name of an event is 5; give a text"):
             io.emit(cast("Any", 5), None)
 
-    assert desk.run(misnaming).phase == "Completed"
+    assert desk.run(misnaming).status == "Completed"
 
 
 def test_a_recorded_value_keeps_its_key(desk: Desk) -> None:

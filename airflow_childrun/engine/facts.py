@@ -133,13 +133,13 @@ class FactIndex:
     def add(self, fact: Fact) -> None:
         """Take a fact in."""
         if self.earlier is not None:
-            self._newest(fact.key)
+            self._find_last(fact.key)
         self._put(fact)
         self._added.append(fact.key)
 
     def note_end(self, key: str, status: str) -> None:
         """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""
-        fact = self._newest(key)
+        fact = self._find_last(key)
         if fact is not None and fact.payload_id is not None and "status" not in fact.meta:
             self._last[key] = fact._replace(meta={**fact.meta, "status": status})
 

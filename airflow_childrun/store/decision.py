@@ -328,10 +328,7 @@ def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> Head:
     picture.writes.events.extend(events)
     for event, new in zip(events, step.events, strict=True):
         if new.fact is not None:
-            fact = new.fact
-            picture.writes.facts.append(
-                FactEntry(step.run_id, event.seq, fact.key_digest, fact.payload_id, fact.request_digest, fact.failed)
-            )
+            picture.writes.facts.append(FactEntry(step.run_id, event.seq, *new.fact))
     tip = events[-1] if events else None
     head = Head(tip.seq if tip else row.head.seq, tip.hash if tip else row.head.hash, epoch, row.head.inbox_seq)
     moved = _moved(step.moves, events, at)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from airflow_childrun.engine.facts import Fact, FactIndex
 from airflow_childrun.engine.history import RunHistory, fold
 from airflow_childrun.errors import CorruptionError, ErrorInfo, InvalidHistoryError
 from airflow_childrun.model.events import (
@@ -214,3 +215,14 @@ def test_every_prefix_of_a_history_folds():
     ]
     for end in range(1, len(events) + 1):
         assert read(*events[:end]).head == end
+
+
+def test_what_is_learnt_of_a_childs_end_belongs_to_the_last_fact_whoever_looks_back() -> None:
+    """A view of earlier must not put an earlier fact in the place of the last one."""
+    facts = FactIndex()
+    for seq, payload_id in enumerate(("a", "b"), 1):
+        facts.add(Fact((0, seq), "k", payload_id, None, None, None, seq - 1, {}))
+    facts.as_of((0, 1)).note_end("k", "Completed")
+    last = facts.find("k")
+    assert last is not None
+    assert (last.payload_id, last.meta) == ("b", {"status": "Completed"})

@@ -44,9 +44,7 @@ def _write(connection: sqlite3.Connection, texts: Texts, commit: Commit) -> Row 
         values = (run, seq, at, new.body, digest, previous, commit.commit_id.bytes, step.epoch, RAW)
         execute(text_of(texts.insert_events), values)
         if new.fact is not None:
-            fact = FactEntry(
-                step.run_id, seq, new.fact.key_digest, new.fact.payload_id, new.fact.request_digest, new.fact.failed
-            )
+            fact = FactEntry(step.run_id, seq, *new.fact)
             execute(text_of(texts.insert_facts), raw_rows.fact_values(fact))
     for artifact in commit.artifacts:
         execute(text_of(texts.insert_artifacts), raw_rows.artifact_values(artifact))

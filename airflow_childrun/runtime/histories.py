@@ -13,6 +13,7 @@ from airflow_childrun.errors import CorruptionError, InvalidHistoryError, Invali
 from airflow_childrun.model.events import Continues, Event, RunStarted
 from airflow_childrun.model.manifest import RunManifest
 from airflow_childrun.model.plan import ExecutionPlan, plan_differences
+from airflow_childrun.runtime.collector import collector_paused
 from airflow_childrun.runtime.earlier import Going, Patiently, Reads, continued_run_changed, from_summary
 from airflow_childrun.store.api import RunRow, Store, StoredEvent
 from airflow_childrun.store.chain import check_chain
@@ -80,8 +81,14 @@ def _load(
         if not ends or ends[0].hash != continues.hash:
             raise continued_run_changed(before, streams[-1].run_id)
         streams.append(_stream(store, before, None, continues, shortcut))
+    with collector_paused(any(stream.is_long for stream in streams)):
+        return _folded(streams[::-1], row, watch)
+
+
+def _folded(streams: Sequence[_Stream], row: RunRow | None, watch: Watch | None) -> RunHistory:
+    """Fold the streams of a chain, first to last."""
     history: RunHistory | None = None
-    for stream in reversed(streams):
+    for stream in streams:
         history = stream.begun or begin(stream.run_id, history)
         check = RowCheck(row) if row is not None and stream.run_id == row.run_id else None
         if check is not None and stream.first is not None:
@@ -95,7 +102,7 @@ def _load(
         if check is not None:
             check.finish()
     if history is None:
-        raise AssertionError(run_id)
+        raise AssertionError("a chain has at least one run")
     return history
 
 
@@ -105,6 +112,7 @@ class _Stream:
 
     :param begun: what the events before them mean; without it they are all
     :param first: the run's first event, if they do not begin with it
+    :param is_long: whether there is more than a page of them
     """
 
     run_id: UUID
@@ -112,6 +120,7 @@ class _Stream:
     events: Iterable[tuple[StoredEvent, Event]]
     begun: RunHistory | None = None
     first: tuple[StoredEvent, Event] | None = None
+    is_long: bool = False
 
 
 def _stream(
@@ -134,6 +143,7 @@ def _stream(
         run_id,
         first.continues if isinstance(first, RunStarted) else None,
         _pages(store, run_id, page, to_seq),
+        is_long=len(page) == PAGE,
     )
 
 
@@ -142,7 +152,7 @@ def _pages(
 ) -> Iterator[tuple[StoredEvent, Event]]:
     """Yield the events of a first page that was checked, and of those after it, checked in turn."""
     while page:
-        # One by one: what lives as long as its page keeps the garbage collector busy with the whole process.
+        # One by one: what is decoded need not live as long as its page.
         for stored in page:
             yield stored, decode_event(stored)
         if len(page) < PAGE:

@@ -12,6 +12,7 @@ import sys
 
 from tests.bench.databases import databases
 from tests.bench.rows import GOALS, MEASURES, Outcome, Scale
+from tests.bench.sides import keep_bytecode
 
 TIMES = 5
 
@@ -28,6 +29,7 @@ def main() -> int:
         parser.error(f"there is no such row; there are {', '.join(GOALS)}")
     scale = Scale(1, 0.1) if given.quick else Scale(TIMES, 1)
     found: dict[str, Outcome] = {}
+    keep_bytecode()
     with databases() as bases:
         for names, measure in MEASURES:
             if not set(names).isdisjoint(wanted):

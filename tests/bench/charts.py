@@ -16,7 +16,7 @@ from statistics import median
 
 from tests.bench.databases import Databases, databases
 from tests.bench.rows import Scale
-from tests.bench.sides import ROOT, in_turn, middle, started
+from tests.bench.sides import ROOT, in_turn, keep_bytecode, middle, started
 
 TIMES = 3
 COMMITS = 200
@@ -142,6 +142,7 @@ def main() -> None:
     given = parser.parse_args()
     scale = Scale(1, 0.01) if given.quick else Scale(TIMES, 1)
     given.folder.mkdir(parents=True, exist_ok=True)
+    keep_bytecode()
     with databases() as bases:
         for chart in CHARTS:
             if given.only in (None, chart.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 Found = dict[str, Any]
 """What a measurement answers: ``seconds`` and whatever else was counted."""
+
+
+def keep_bytecode() -> None:
+    """Let every process that is started keep what it compiles, as what pip has installed is compiled."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class SideFailedError(RuntimeError):

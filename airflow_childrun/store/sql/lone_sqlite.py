@@ -17,8 +17,8 @@ from airflow_childrun.store.sql.texts import Row, Texts, Writing
 
 def make_on_sqlite(connection: sqlite3.Connection, texts: Texts, commit: Commit) -> Row | None:
     """Make a commit happen; return time, hash of the last event and inbox number, or None if head or epoch are others."""
-    connection.execute("BEGIN IMMEDIATE")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         row = _write(connection, texts, commit)
         connection.execute("COMMIT" if row else "ROLLBACK")
     except BaseException:

@@ -7,6 +7,7 @@ is read, and for a third of the time that this takes.
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,15 +36,23 @@ class _Pauses:
             if self._count == 0 and self._ends:
                 gc.enable()
 
+    def forget(self) -> None:
+        """Begin anew in a forked process: the threads that asked are not in it."""
+        if self._count and self._ends:
+            gc.enable()
+        self._lock, self._count = threading.Lock(), 0
+
 
 _PAUSES = _Pauses()
+os.register_at_fork(after_in_child=_PAUSES.forget)
 
 
 @contextmanager
 def collector_paused(is_needed: bool = True) -> Iterator[None]:
     """Run a block that builds much without the garbage collector; where somebody had switched it off, it stays off.
 
-    What is no longer referenced is freed as ever: only cycles wait, in the whole process, until the block is left.
+    What is no longer referenced is freed as ever: only cycles wait, in the whole process, until the block is left. So no
+    block waits for a database.
     """
     if not is_needed:
         yield

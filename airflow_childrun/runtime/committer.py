@@ -14,17 +14,19 @@ Answer = Committed | Conflict | BaseException
 class _Waiting:
     """A commit on its way, and what became of it.
 
-    :param bell: wakes the thread that waits for it, and no other: to wake all would have each of them ask for the one
+    :ivar bell: wakes the thread that waits for it, and no other: to wake all would have each of them ask for the one
         lock of the process; None if that thread leads at once
+    :ivar batch: what its thread carries out, once it leads
     """
 
-    __slots__ = ("_bell", "_leads", "answer", "commit")
+    __slots__ = ("_leads", "answer", "batch", "bell", "commit")
 
-    def __init__(self, commit: Commit, bell: Monitor | None) -> None:
+    def __init__(self, commit: Commit) -> None:
         self.commit = commit
         self.answer: Answer | None = None
-        self._bell = bell
-        self._leads = bell is None
+        self.batch: list[_Waiting] = []
+        self.bell: Monitor | None = None
+        self._leads = False
 
     @property
     def runs(self) -> set[UUID]:
@@ -33,10 +35,10 @@ class _Waiting:
 
     def wait(self) -> None:
         """Wait until it is answered, or its thread has to lead."""
-        if self._bell is not None:
-            with self._bell:
+        if self.bell is not None:
+            with self.bell:
                 while self.answer is None and not self._leads:
-                    self._bell.wait()
+                    self.bell.wait()
 
     def settle(self, answer: Answer) -> None:
         """Answer it."""
@@ -49,9 +51,9 @@ class _Waiting:
         self._ring()
 
     def _ring(self) -> None:
-        if self._bell is not None:
-            with self._bell:
-                self._bell.notify_all()
+        if self.bell is not None:
+            with self.bell:
+                self.bell.notify_all()
 
 
 class Committer:
@@ -74,12 +76,12 @@ class Committer:
         :raises UnavailableError: outcome unknown; submit the identical commit again
         :raises StorageError: what else the store has against it
         """
-        mine, batch = self._join(commit)
+        mine = _Waiting(commit)
         try:
-            if not batch:
-                mine.wait()
+            self._join(mine)
+            mine.wait()
             if mine.answer is None:
-                self._carry_out(batch or self._take_batch())
+                self._carry_out(mine.batch or self._take_batch(mine))
         except BaseException:
             self._withdraw(mine)
             raise
@@ -89,23 +91,24 @@ class Committer:
             raise AssertionError("whoever leads carries out its own commit")
         return mine.answer
 
-    def _join(self, commit: Commit) -> tuple[_Waiting, list[_Waiting]]:
-        """Return a commit, and what its thread has to carry out at once: nothing, if somebody else leads."""
+    def _join(self, mine: _Waiting) -> None:
+        """Let a commit's thread lead, or wait for whoever does."""
         with self._monitor:
             if self._leader is None:  # nobody waits then
-                mine = self._leader = _Waiting(commit, None)
-                return mine, [mine]
-            mine = _Waiting(commit, self._scheduler.monitor())
-            self._queue.append(mine)
-            return mine, []
+                mine.batch = [mine]
+                self._leader = mine
+            else:
+                mine.bell = self._scheduler.monitor()
+                self._queue.append(mine)
 
     def _withdraw(self, mine: _Waiting) -> None:
-        """Let the others go on without a thread that was torn out of its wait: Airflow's timeout may come anywhere."""
+        """Let the others go on without a thread that was torn out of this: Airflow's timeout may come anywhere."""
         with self._monitor:
-            if mine in self._queue:
-                self._queue.remove(mine)
+            self._queue = [waiting for waiting in self._queue if waiting is not mine and waiting not in mine.batch]
             if self._leader is mine:
                 self._pass_on()
+        for waiting in mine.batch:
+            waiting.settle(waiting.answer or _torn())
 
     def _pass_on(self) -> None:
         """Let the first one lead that still waits; with the monitor held."""
@@ -113,7 +116,7 @@ class Committer:
         if self._leader is not None:
             self._leader.lead()
 
-    def _take_batch(self) -> list[_Waiting]:
+    def _take_batch(self, mine: _Waiting) -> list[_Waiting]:
         """Take waiting commits in order, each run at most once: the leader's own is the first."""
         with self._monitor:
             batch: list[_Waiting] = []
@@ -126,21 +129,15 @@ class Committer:
                 else:
                     left.append(waiting)
                 taken |= runs
+            mine.batch = batch
             self._queue = left
             return batch
 
     def _carry_out(self, batch: list[_Waiting]) -> None:
-        answers: list[Answer] = []
-        try:
-            answers += self._ask(batch)
-        finally:
-            if not answers:
-                # This thread dies in the store; the outcome is unknown: who waits submits the identical commit again.
-                answers += [UnavailableError("the thread that led this group commit died")] * len(batch)
-            for waiting, answer in zip(batch, answers, strict=True):
-                waiting.settle(answer)
-            with self._monitor:
-                self._pass_on()
+        for waiting, answer in zip(batch, self._ask(batch), strict=True):
+            waiting.settle(answer)
+        with self._monitor:
+            self._pass_on()
 
     def _ask(self, batch: list[_Waiting]) -> list[Answer]:
         """Hand a batch to the store; where it refuses the whole, each member alone: one bad member harms no other."""
@@ -152,3 +149,8 @@ class Committer:
             if len(batch) == 1:
                 return [error]
         return [answer for waiting in batch for answer in self._ask([waiting])]
+
+
+def _torn() -> UnavailableError:
+    """Return the answer to commits whose outcome is unknown: whoever waits submits the identical commit again."""
+    return UnavailableError("the thread that led this group commit died")

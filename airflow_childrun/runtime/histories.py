@@ -26,6 +26,8 @@ PAGE = 1000
 Watch = Callable[[RunHistory, Event], None]
 """Sees what the events so far mean, and the next one, before that is taken in."""
 
+Page = Iterable[tuple[StoredEvent, Event]]
+
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
@@ -81,29 +83,29 @@ def _load(
         if not ends or ends[0].hash != continues.hash:
             raise continued_run_changed(before, streams[-1].run_id)
         streams.append(_stream(store, before, None, continues, shortcut))
-    with collector_paused(any(stream.is_long for stream in streams)):
-        return _folded(streams[::-1], row, watch)
-
-
-def _folded(streams: Sequence[_Stream], row: RunRow | None, watch: Watch | None) -> RunHistory:
-    """Fold the streams of a chain, first to last."""
     history: RunHistory | None = None
-    for stream in streams:
+    for stream in reversed(streams):
         history = stream.begun or begin(stream.run_id, history)
         check = RowCheck(row) if row is not None and stream.run_id == row.run_id else None
         if check is not None and stream.first is not None:
             check.take(*stream.first)
-        for stored, event in stream.events:
-            if watch is not None:
-                watch(history, event)
-            if check is not None:
-                check.take(stored, event)
-            history.apply(stored.seq, event)
+        for page in stream.pages:
+            with collector_paused(stream.is_long):
+                _take_page(history, page, watch, check)
         if check is not None:
             check.finish()
     if history is None:
-        raise AssertionError("a chain has at least one run")
+        raise AssertionError(run_id)
     return history
+
+
+def _take_page(history: RunHistory, page: Page, watch: Watch | None, check: RowCheck | None) -> None:
+    for stored, event in page:
+        if watch is not None:
+            watch(history, event)
+        if check is not None:
+            check.take(stored, event)
+        history.apply(stored.seq, event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class _Stream:
 
     run_id: UUID
     continues: Continues | None
-    events: Iterable[tuple[StoredEvent, Event]]
+    pages: Iterable[Page]
     begun: RunHistory | None = None
     first: tuple[StoredEvent, Event] | None = None
     is_long: bool = False
@@ -132,7 +134,7 @@ def _stream(
     """
     going = _from_summary(store, run_id, row, continues, shortcut)
     if going is not None:
-        return _Stream(run_id, None, going.tail, going.history, going.first)
+        return _Stream(run_id, None, [going.tail], going.history, going.first)
     to_seq = continues.seq if continues else None
     page = store.read_events(run_id, to_seq=to_seq, limit=PAGE)
     if not page and row is None:
@@ -147,14 +149,11 @@ def _stream(
     )
 
 
-def _pages(
-    store: Reads, run_id: UUID, page: list[StoredEvent], to_seq: int | None
-) -> Iterator[tuple[StoredEvent, Event]]:
+def _pages(store: Reads, run_id: UUID, page: list[StoredEvent], to_seq: int | None) -> Iterator[Page]:
     """Yield the events of a first page that was checked, and of those after it, checked in turn."""
     while page:
         # One by one: what is decoded need not live as long as its page.
-        for stored in page:
-            yield stored, decode_event(stored)
+        yield ((stored, decode_event(stored)) for stored in page)
         if len(page) < PAGE:
             return
         last = page[-1]

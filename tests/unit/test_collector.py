@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from uuid import uuid4
@@ -74,6 +75,24 @@ def test_the_last_of_several_threads_ends_the_pause() -> None:
     assert not gc.isenabled()
     go_on.set()
     other.join(LONGEST_S)
+    assert gc.isenabled()
+
+
+def test_a_process_that_is_forked_meanwhile_collects() -> None:
+    """The thread that asked for the pause is not in it, and could not end it."""
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+
+    def look() -> None:
+        before = gc.isenabled()
+        with collector_paused():
+            answers.put((before, gc.isenabled()))
+
+    with collector_paused():
+        child = multiprocessing.get_context("fork").Process(target=look)
+        child.start()
+        assert answers.get() == (True, False)
+        child.join(LONGEST_S)
+    assert child.exitcode == 0
     assert gc.isenabled()
 
 

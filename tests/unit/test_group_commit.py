@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from airflow_childrun.errors import UnavailableError
+from airflow_childrun.runtime import committer
 from airflow_childrun.runtime.committer import Committer
 from airflow_childrun.runtime.scheduler import Monitor, ThreadMonitor, ThreadScheduler
 from airflow_childrun.runtime.slots import Slots
@@ -166,6 +167,60 @@ def test_whoever_rode_with_a_thread_that_dies_in_the_store_is_told_that_nobody_k
     assert isinstance(bench.end_of(3), UnavailableError)
     assert bench.end_of(4) == Committed(4, {})
     assert bench.gate.batches == [[1], [2, 3], [4]]
+
+
+def test_a_thread_that_is_torn_away_while_it_tells_the_others_leaves_nobody_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has told stands; who was not told submits again."""
+    told: list[int] = []
+    tell = committer._Waiting.settle
+
+    def tearing(waiting: Any, answer: Any) -> None:
+        told.append(waiting.commit.commit_id.int)
+        if told.count(3) == 1 and told[-1] == 3:
+            raise TornError
+        tell(waiting, answer)
+
+    monkeypatch.setattr(committer._Waiting, "settle", tearing)
+    with bench.held():
+        for number in (2, 3, 4):
+            bench.submit(number)
+        bench.submit(5, run=2)
+    for _ in range(2):
+        bench.gate.entered()
+        bench.gate.let_through()
+    assert isinstance(bench.end_of(2), TornError)
+    assert isinstance(bench.end_of(3), UnavailableError)
+    assert isinstance(bench.end_of(4), UnavailableError)
+    assert bench.end_of(5) == Committed(5, {})
+    assert bench.committer._leader is None
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_thread_that_is_torn_away_as_it_joins_holds_up_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, leads: bool
+) -> None:
+    """Right behind the moment at which it leads, or stands in the queue."""
+    join = Committer._join
+
+    def tearing(self: Committer, mine: Any) -> None:
+        join(self, mine)
+        if mine.commit.commit_id.int == 9:
+            raise TornError
+
+    monkeypatch.setattr(Committer, "_join", tearing)
+    if leads:
+        with pytest.raises(TornError):
+            bench.committer.submit(Commit(UUID(int=9), ()))
+        with bench.held():
+            pass
+    else:
+        with bench.held(), pytest.raises(TornError):
+            bench.committer.submit(Commit(UUID(int=9), ()))
+    assert bench.end_of(1) == Committed(1, {})
+    assert bench.gate.batches == [[1]]
+    assert bench.committer._leader is None
 
 
 def test_only_news_that_end_somebodys_wait_wake_anybody() -> None:

@@ -89,7 +89,7 @@ def _written(store: SqlStore, run_id: UUID, at: int) -> dict[str, Any]:
     for name in ("run_id", "root_run_id", "slot_id", "created_at", "lease_expires_at"):
         columns.pop(name, None)
     stored = [(one.seq, one.body, one.epoch, one.seq == 1 or one.recorded_at == at) for one in events]
-    facts = [fact._replace(run_id=None) for fact in store.get_facts(run_id)]
+    facts = [fact._replace(run_id=UUID(int=0)) for fact in store.get_facts(run_id)]
     return {"row": columns, "events": stored, "facts": facts, "kinds": store.find_artifact_kinds(run_id)}
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from tests.bench.databases import Databases, databases
-from tests.bench.rows import Scale
-from tests.bench.sides import ROOT, in_turn, keep_bytecode, middle, started
+from tests.bench.rows import Scale, together
+from tests.bench.sides import ROOT, in_turn, keep_bytecode, middle
 
 TIMES = 3
 COMMITS = 200
@@ -75,18 +73,7 @@ def _children(bases: Databases, scale: Scale) -> dict[int, float]:
 
 def _processes(bases: Databases, scale: Scale) -> dict[int, float]:
     """Return children a second by processes that share the work, the slowest one's time counting."""
-    total, url = scale.of(960), bases.fresh("postgresql", ours=True)
-    seconds: dict[int, list[float]] = {number: [] for number in (1, 2, 4, 8, 16)}
-    for number, found in seconds.items():
-        with ExitStack() as stack:
-            sides = [
-                stack.enter_context(started("ours:children", url=url, count=total // number)) for _ in range(number)
-            ]
-            for _ in range(scale.times):
-                for side in sides:
-                    side.begin()
-                found.append(max([side.result()["seconds"] for side in sides]))
-    return {number: total / median(found) for number, found in seconds.items()}
+    return together(bases, scale, scale.of(960), (1, 2, 4, 8, 16)).rates
 
 
 CHARTS = (

@@ -14,11 +14,22 @@ from airflow_childrun.store.sql.migrate import upgrade
 from tests.bench.stand import Airflow, airflow
 from tests.postgres import PostgresServer, start_embedded
 
-FILL = """
+FILL_EVENTS = """
 INSERT INTO childrun_event (run_id, seq, recorded_at, body, body_digest, hash, commit_id, epoch, codec)
 SELECT decode(md5(r::text), 'hex'), s, s, decode(repeat(md5(s::text), 7), 'hex'), sha256(int8send(s)), sha256(int8send(r)),
 decode(md5(s::text), 'hex'), 1, 'raw' FROM generate_series(1, {runs}) r, generate_series(1, 1000) s
 """
+FILL_FACTS = """
+INSERT INTO childrun_fact (run_id, key_digest, seq, payload_id, request_digest, failed)
+SELECT decode(md5(r::text), 'hex'), sha256(int8send(s)), s, sha256(int8send(r * s)), sha256(int8send(s)), false
+FROM generate_series(1, {runs}) r, generate_series(1, 1000) s
+"""
+FILL_ARTIFACTS = """
+INSERT INTO childrun_artifact (root_run_id, id, kind, body, codec)
+SELECT decode(md5(r::text), 'hex'), sha256(int8send(s)), 'FactPayload', int8send(s), 'raw'
+FROM generate_series(1, {runs}) r, generate_series(1, 1000) s
+"""
+SETTINGS = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 class Databases:
@@ -60,12 +71,36 @@ class Databases:
         return self._airflow
 
     def fill(self, url: str, events: int) -> None:
-        """Put events of a thousand each into a store on PostgreSQL."""
+        """Put runs of a thousand facts each into a store on PostgreSQL: their events, their keys and their answers."""
         import psycopg
 
         with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute(FILL.format(runs=events // 1000))  # type: ignore[arg-type, unused-ignore]
-            connection.execute("ANALYZE childrun_event")
+            for text in (FILL_EVENTS, FILL_FACTS, FILL_ARTIFACTS):
+                connection.execute(text.format(runs=events // 1000))  # type: ignore[arg-type, unused-ignore]
+            connection.execute("VACUUM (ANALYZE)")
+            connection.execute("CHECKPOINT")
+
+    def deadlocks(self, url: str) -> int:
+        """Return how many deadlocks a database has seen; those of processes that have ended."""
+        import psycopg
+
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+            found = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            return int(found.fetchone()[0])  # type: ignore[index, unused-ignore]
+
+
+def _require_durable(server: PostgresServer) -> None:
+    """Refuse a server that answers before what it has is on the disk: nobody's numbers would mean anything.
+
+    :raises RuntimeError: naming the setting
+    """
+    import psycopg
+
+    with psycopg.connect(server.url(server.new_database()).replace("+psycopg", ""), autocommit=True) as connection:
+        for name in SETTINGS:
+            value = connection.execute(f"SHOW {name}").fetchone()  # type: ignore[arg-type, unused-ignore]
+            if value != ("on",):
+                raise RuntimeError(f"{name} is {value}, and must be on")
 
 
 @contextmanager
@@ -73,6 +108,7 @@ def databases() -> Iterator[Databases]:
     """Start a durable PostgreSQL and make a folder for files."""
     server, stop = start_embedded(durable=True)
     try:
+        _require_durable(server)
         with tempfile.TemporaryDirectory(prefix="childrun-bench-") as folder, ExitStack() as until_end:
             yield Databases(server, Path(folder), until_end)
     finally:

@@ -88,7 +88,9 @@ def resume(url: str, facts: int) -> Measured:
 
     def measured() -> None:
         engine.house.failpoints.stop_after_handler = run_id
-        engine.resume(run_id)
+        phase = engine.resume(run_id).phase
+        if phase != "Running":  # too many resumes at one checkpoint end a run
+            raise RuntimeError(f"{run_id} is {phase}")
 
     measured()
     return measured

@@ -42,7 +42,10 @@ def leaf(io: Any, text: str) -> str:
 def fan_out(io: Any, count: int) -> int:
     """Spawn, drive and await ``count`` children of 1 KiB in and out."""
     results = io.map(leaf, texts(count), key=_name)
-    return sum(result.completed for result in results)
+    completed: int = sum(result.completed for result in results)
+    if completed != count:
+        raise RuntimeError(f"{completed} of {count} children completed")
+    return completed
 
 
 def texts(count: int) -> list[str]:

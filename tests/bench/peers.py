@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
@@ -18,9 +19,17 @@ FACT_BYTES = 260
 def _dbos(url: str) -> Any:
     from dbos import DBOS, DBOSConfig
 
+    if url.startswith("sqlite"):
+        _write_ahead(url)
     config: DBOSConfig = {"name": "bench", "system_database_url": url, "log_level": "WARNING"}
     DBOS(config=config)
     return DBOS
+
+
+def _write_ahead(url: str) -> None:
+    """Give a file the journal that ours has: DBOS leaves it as it finds it, and is faster with this one."""
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def dbos_steps(url: str, count: int) -> Measured:
@@ -92,8 +101,6 @@ def _postgres_inserts(url: str, count: int) -> Measured:
 
 
 def _sqlite_inserts(url: str, count: int) -> Measured:
-    import sqlite3
-
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA journal_mode=WAL")

@@ -62,13 +62,13 @@ class Browser:
         """Return the state of a DAG run."""
         return str(self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = WAIT_S) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = WAIT_S, every_s: float = 0.1) -> str:
         """Wait until a DAG run is over, and return its state."""
         deadline = time.monotonic() + timeout_s
         while (state := self.run_state(dag_id, run_id)) not in ("success", "failed"):
             if time.monotonic() > deadline:
                 raise AssertionError(f"{dag_id} {run_id} is {state} after {timeout_s} s: {self.tasks(dag_id, run_id)}")
-            time.sleep(0.1)
+            time.sleep(every_s)
         return state
 
     def delete_run(self, dag_id: str, run_id: str) -> None:

@@ -18,7 +18,7 @@ from airflow_childrun.hooks.connection import StoreSettings, open_store
 from airflow_childrun.store.api import Owner, Store
 from airflow_childrun.store.sql import migrate as migrations
 from airflow_childrun.store.sql.address import require_driver, require_file
-from airflow_childrun.store.sql.provision import ensure_schema, readable_elsewhere
+from airflow_childrun.store.sql.provision import ensure_schema, forgetful_settings, readable_elsewhere
 
 _CLOCK_TOLERANCE_S = 10
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -64,6 +64,7 @@ def findings_of(settings: StoreSettings) -> Iterator[Finding]:
         ("tables", lambda: _tables(settings)),
         ("rights", lambda: _rights(open_store(settings))),
         ("isolation", lambda: _isolation(settings)),
+        ("durability", lambda: _durability(settings)),
         ("clock", lambda: _clock(open_store(settings))),
     )
     for name, step in steps:
@@ -95,6 +96,14 @@ def _isolation(settings: StoreSettings) -> Finding:
         return Finding("isolation", "ok", "the login can read no other tables")
     named = ", ".join(readable[:5]) + (", ..." if len(readable) > 5 else "")  # noqa: PLR2004 - enough to recognise them
     return Finding("isolation", "warning", f"tasks can read more than the store with this login: {named}")
+
+
+def _durability(settings: StoreSettings) -> Finding:
+    found = forgetful_settings(settings.address)
+    if not found:
+        return Finding("durability", "ok", "what the database acknowledges outlives its crash")
+    about = f"{', '.join(found)}: a database that crashes forgets calls that were made; they are made again"
+    return Finding("durability", "warning", about)
 
 
 def _clock(store: Store) -> Finding:

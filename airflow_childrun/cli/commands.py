@@ -86,7 +86,7 @@ _INIT = Command(
 )
 _CHECK = Command(
     "check",
-    "Test the connection: reach, login, tables, rights, clock.",
+    "Test the connection: reach, login, tables, rights, durability, clock.",
     "airflow_childrun.cli.check:run",
     (*_STORE, _JSON),
 )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -228,9 +228,27 @@ def readable_elsewhere(address: URL, schema: str | None, limit: int = 20) -> lis
         " AND c.relname NOT LIKE 'childrun\\_%' AND c.relname NOT LIKE 'alembic\\_version%'"
         " AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1 LIMIT :limit"
     )
+    return _listed(address, query, {"own": schema, "limit": limit})
+
+
+def forgetful_settings(address: URL) -> list[str]:
+    """Return the settings, such as ``fsync = off``, with which a PostgreSQL that crashes forgets what it has acknowledged.
+
+    :raises UnavailableError: if the database cannot be reached
+    """
+    if address.get_backend_name() != "postgresql":
+        return []
+    query = text(
+        "SELECT name || ' = ' || setting FROM pg_settings WHERE setting = 'off'"
+        " AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY 1"
+    )
+    return _listed(address, query, {})
+
+
+def _listed(address: URL, query: TextClause, parameters: dict[str, Any]) -> list[str]:
     try:
         with admin_engine(address).connect() as connection:
-            return list(connection.scalars(query, {"own": schema, "limit": limit}))
+            return list(connection.scalars(query, parameters))
     except DBAPIError as error:
         raise UnavailableError(_first_line(error)) from None
 

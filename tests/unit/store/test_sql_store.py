@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, make_url, select, update
 from sqlalchemy import event as sql_events
 
 from airflow_childrun.errors import CorruptionError, InputError, UnavailableError
@@ -20,6 +20,7 @@ from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
 from airflow_childrun.store.sql.engine import POOL_SIZE
 from airflow_childrun.store.sql.migrate import upgrade
+from airflow_childrun.store.sql.provision import forgetful_settings
 from airflow_childrun.store.sql.schema import tables_in
 from airflow_childrun.store.sql.store import SqlStore
 from airflow_childrun.testing.clock import ManualClock
@@ -228,3 +229,13 @@ def test_on_postgresql_runs_are_one_query_however_many(postgres_url: str) -> Non
     assert store.get_runs([new_id() for _ in range(10_000)]) == {}
     assert len(asked) == 1
     store.close()
+
+
+def test_settings_under_which_a_database_forgets_are_named(postgres_module_url: str, tmp_path: Path) -> None:
+    """Those of the server and those of this login's connections; SQLite's are ours."""
+    address = make_url(postgres_module_url)
+    on = forgetful_settings(address)
+    off = forgetful_settings(address.update_query_dict({"options": "-csynchronous_commit=off"}))
+    assert "synchronous_commit = off" not in on
+    assert set(off) - set(on) == {"synchronous_commit = off"}
+    assert forgetful_settings(make_url(f"sqlite:///{tmp_path}/absent.db")) == []

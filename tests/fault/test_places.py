@@ -39,9 +39,9 @@ def tell(witness: str, what: str) -> None:
 
 
 def work(witness: str, number: int) -> int:
-    """Be the outside world: slow for a process that is alone, so that the second one comes before all is done."""
+    """Be the outside world: slow until the second process is there, so that not all is done before."""
     tell(witness, f"{os.getpid()} {number} begins")
-    time.sleep(0.05 if len(at_work_so_far(Path(witness))) > 1 else 1)
+    time.sleep(0.05 if second_of(witness).exists() else 1)
     tell(witness, f"{os.getpid()} {number} ends")
     return number
 
@@ -68,10 +68,11 @@ def drive_parent(url: str, run_id: UUID, name: str) -> None:
     engine.close()
 
 
-def drive_children(url: str, run_id: UUID, name: str) -> None:
+def drive_children(url: str, run_id: UUID, name: str, witness: str) -> None:
     engine = engine_on(url, name)
     for row in engine.house.store.children_of(run_id):
         engine.supervisor.hand_over(row.run_id)
+    second_of(witness).touch()
     while not engine.supervisor.is_idle():
         engine.supervisor.wait_until_idle(0.2)
     engine.close()
@@ -103,8 +104,9 @@ def test_places_are_never_overbooked_nor_lost(postgres_url: str, tmp_path: Path)
 
     first = begin(drive_parent, postgres_url, run_id, "first")
     until(lambda: len(children()) == CHILDREN)
-    second = begin(drive_children, postgres_url, run_id, "second")
-    until(lambda: len(at_work_so_far(Path(witness))) > 1)
+    second = begin(drive_children, postgres_url, run_id, "second", witness)
+    until(second_of(witness).exists)
+    assert len(workers(witness)) < CHILDREN
     first.kill()
     first.join(LONGEST_S)
     tell(witness, f"{first.pid} - killed")
@@ -114,13 +116,19 @@ def test_places_are_never_overbooked_nor_lost(postgres_url: str, tmp_path: Path)
     assert row is not None
     assert row.status == "Completed"
     assert most_at_work(Path(witness)) == MOST
+    assert len(set(workers(witness))) > 1
     assert verify_tree(store, run_id) == []
     store.close()
 
 
-def at_work_so_far(witness: Path) -> set[str]:
-    """Return which processes have made calls."""
-    return {line.split()[0] for line in witness.read_text().splitlines()}
+def second_of(witness: str) -> Path:
+    """Return the file that says that the second process has every child before it."""
+    return Path(f"{witness}.second")
+
+
+def workers(witness: str) -> list[str]:
+    """Return which process has made each of the calls that are over."""
+    return [line.split()[0] for line in Path(witness).read_text().splitlines() if line.endswith(" ends")]
 
 
 def most_at_work(witness: Path) -> int:

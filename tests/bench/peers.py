@@ -16,10 +16,14 @@ FACT_BYTES = 260
 """What one recorded step of ours puts into tables: its event's body and its answer."""
 
 
-def _dbos(url: str) -> Any:
+def _dbos(url: str, write_ahead: bool) -> Any:
+    """Start DBOS.
+
+    :param write_ahead: give a SQLite file the journal that ours has, which DBOS neither sets nor documents
+    """
     from dbos import DBOS, DBOSConfig
 
-    if url.startswith("sqlite"):
+    if write_ahead:
         _write_ahead(url)
     config: DBOSConfig = {"name": "bench", "system_database_url": url, "log_level": "WARNING"}
     DBOS(config=config)
@@ -27,14 +31,13 @@ def _dbos(url: str) -> Any:
 
 
 def _write_ahead(url: str) -> None:
-    """Give a file the journal that ours has: DBOS leaves it as it finds it, and is faster with this one."""
     with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
-def dbos_steps(url: str, count: int) -> Measured:
+def dbos_steps(url: str, count: int, write_ahead: bool = False) -> Measured:
     """Measure a workflow of ``count`` steps."""
-    dbos = _dbos(url)
+    dbos = _dbos(url, write_ahead)
 
     @dbos.step()
     def number(value: int) -> int:
@@ -49,9 +52,9 @@ def dbos_steps(url: str, count: int) -> Measured:
     return lambda: many_steps(count) and None
 
 
-def dbos_children(url: str, count: int) -> Measured:
+def dbos_children(url: str, count: int, write_ahead: bool = False) -> Measured:
     """Measure a workflow that starts ``count`` workflows and gets the result of each."""
-    dbos = _dbos(url)
+    dbos = _dbos(url, write_ahead)
 
     @dbos.workflow()
     def leaf(text: str) -> str:

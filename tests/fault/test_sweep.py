@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_process_killed_at_any_place_changes_nothing(url: str) -> None:
     """The next process ends every run alike; no fact is lost or doubled, no recorded call repeated."""
-    kills = swept(url, seconds=22, faults=1)
+    kills = swept(url, seconds=16, faults=1)
     assert min(kills.values()) >= 3
 
 
@@ -69,5 +69,5 @@ for kind in ("runs", "airflow"):
 
 def test_processes_killed_one_after_the_other_change_nothing(url: str) -> None:
     """Two in a row die, the second one wherever it had come to."""
-    kills = swept(url, seconds=11, faults=2)
+    kills = swept(url, seconds=9, faults=2)
     assert min(kills.values()) >= 2

@@ -19,7 +19,7 @@ def test_every_late_write_of_a_paused_process_is_refused(
 ) -> None:
     """Whoever wakes up after another process took over writes nothing more, and says so in its log."""
     url = f"sqlite:///{tmp_path / 'store.db'}" if backend == "sqlite" else request.getfixturevalue("postgres_url")
-    command = [sys.executable, "-m", "tests.fault.zombies", "--url", url, "--rounds", "3", "--zombies", "4"]
+    command = [sys.executable, "-m", "tests.fault.zombies", "--url", url, "--rounds", "2", "--zombies", "4"]
     command += ["--seed", os.environ.get("CHILDRUN_SEED", "1")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout, done.stderr

@@ -212,8 +212,9 @@ LONG = "parent_crash_after_event_3"
     [
         ("handler_writes_secret", 1),
         ("stop_after_handler", 1),
-        ("random_34", 1),
-        (LONG, 4),
+        ("random_34", 2),
+        pytest.param("random_34", 1, marks=pytest.mark.soak),
+        (LONG, 8),
         pytest.param(LONG, 1, marks=pytest.mark.soak),  # a minute and a half
     ],
 )

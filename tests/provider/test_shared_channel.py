@@ -11,6 +11,7 @@ from tests.provider.conftest import ROOT, AirflowHome
 pytestmark = [pytest.mark.provider, pytest.mark.slow]
 
 
+@pytest.mark.soak  # half a minute, and what it shows changes with Airflow's releases alone
 def test_fifty_children_get_their_connection_under_dags_test(airflow_home: AirflowHome) -> None:
     """Every one of 50 children calls ``BaseHook.get_connection``; the same DAG runs on a real scheduler in tests/stack."""
     done = airflow_home.childrun("init")

@@ -253,4 +253,4 @@ def _domain_event(body: Any) -> DomainEvent:
     name, ref = body["name"], body.get("payload_ref")
     if type(name) is not str or not (ref is None or type(ref) is str):
         raise TypeError("an event's name and reference are texts")
-    return DomainEvent(name, body.get("payload"), ref)
+    return tuple.__new__(DomainEvent, (name, body.get("payload"), ref))  # half of what its own __new__ takes

@@ -3,7 +3,8 @@
 ``python -m tests.bench.children``            in this process, as a task would: no Airflow around it
 ``python -m tests.bench.children --profile``  the same under cProfile
 
-Input and output of each child are 1 KiB. One DAG run on a real scheduler: ``python -m tests.bench airflow-thousand``.
+Input and output of each child are 1 KiB. The server flushes nothing to its disk, unless it is told ``--durable``. One DAG
+run on a real scheduler: ``python -m tests.bench airflow-thousand``.
 """
 
 from __future__ import annotations

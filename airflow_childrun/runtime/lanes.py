@@ -251,8 +251,11 @@ class Lanes:
         while True:
             self._scheduler.sleep(self._again_s)
             with self._monitor:
+                now_s = self._scheduler.now_s()
                 lanes = [lane for lane in self._lanes.values() if lane.parked]
-                if not lanes or self._slots.is_closed:
+                # Who comes to a lane that is still shut is parked, and has nobody else to call it.
+                may_park = any(now_s < lane.shut_until_s for lane in self._lanes.values())
+                if not (lanes or may_park) or self._slots.is_closed:
                     self._ticks = False
                     return
             for lane in lanes:

@@ -119,3 +119,16 @@ def test_a_sibling_that_ends_unread_lets_the_next_one_pass() -> None:
     assert not begun
     lanes.leave(second)
     assert begun == [third]
+
+
+def test_who_comes_to_a_lane_that_is_still_shut_is_called_once_it_opens() -> None:
+    """Though nobody waited there when it was looked at last: a place was offered to siblings that others drive."""
+    threads = ThreadScheduler()
+    lanes = Lanes(MemoryStore(ManualClock()), Slots(threads, 9), threads, again_s=0.5)
+    cap = Cap(UUID(int=3), "op", 1)
+    lanes._shut(lanes._lane(cap), 2)
+    time.sleep(0.7)
+    begun = threading.Event()
+    lanes.submit(UUID(int=1), cap, begun.set)
+    assert not begun.is_set()
+    assert begun.wait(LONGEST_S)

@@ -134,11 +134,14 @@ class Lanes:
             self._call_held_back()
             return
         with self._monitor:
-            lane = self._lane_of.pop(run_id)
+            lane = self._lane_of.pop(run_id, None)
             self._begin.pop(run_id, None)
-            lane.held.discard(run_id)
-            looks = self._is_to_look(lane)
+            if lane is not None:  # else another thread of the run left in between
+                lane.held.discard(run_id)
+            looks = lane is not None and self._is_to_look(lane)
         self._call_held_back()
+        if lane is None:
+            return
         if looks and self._others_wait(lane):
             lane.is_offered = True
             self._shut(lane, OFFER_ROUNDS)

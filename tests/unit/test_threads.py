@@ -132,3 +132,25 @@ def test_who_comes_to_a_lane_that_is_still_shut_is_called_once_it_opens() -> Non
     lanes.submit(UUID(int=1), cap, begun.set)
     assert not begun.is_set()
     assert begun.wait(LONGEST_S)
+
+
+def test_two_threads_of_a_run_may_leave_at_once() -> None:
+    """One of them leaves between the other's look, which takes no lock, and what it does with the lock."""
+    threads = ThreadScheduler()
+    lanes = Lanes(MemoryStore(ManualClock()), Slots(threads, 9), threads, again_s=60)
+    cap = Cap(UUID(int=3), "op", 1)
+    first, second = UUID(int=1), UUID(int=2)
+    begun: list[UUID] = []
+    for run_id in (first, second):
+        lanes.submit(run_id, cap, lambda run_id=run_id: begun.append(run_id))  # type: ignore[misc]
+
+    class Late(dict[UUID, object]):
+        """Says that a run is there that another thread then takes away."""
+
+        def __contains__(self, run_id: object) -> bool:
+            return True
+
+    lanes.leave(first)
+    lanes._lane_of = Late(lanes._lane_of)  # type: ignore[assignment]
+    lanes.leave(first)
+    assert begun == [first, second]

@@ -42,15 +42,26 @@ def all_runs(store: Store, where: RunFilter) -> Iterator[RunRow]:
             return
 
 
-def newest_of(store: Store, slot_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
-    """Return the newest generation of each slot that has one, by slot id."""
-    newest: dict[UUID, RunRow] = {}
+def generations_of(store: Store, slot_ids: Iterable[UUID]) -> list[RunRow]:
+    """Return every generation of some slots."""
+    found: list[RunRow] = []
     wanted = list(dict.fromkeys(slot_ids))
     for start in range(0, len(wanted), PAGE):
-        where = RunFilter(slot_ids=frozenset(wanted[start : start + PAGE]))
-        for row in all_runs(store, where):
-            if row.slot_id not in newest or newest[row.slot_id].generation < row.generation:
-                newest[row.slot_id] = row
+        found += all_runs(store, RunFilter(slot_ids=frozenset(wanted[start : start + PAGE])))
+    return found
+
+
+def newest_of(store: Store, slot_ids: Iterable[UUID]) -> dict[UUID, RunRow]:
+    """Return the newest generation of each slot that has one, by slot id."""
+    return newest_among(generations_of(store, slot_ids))
+
+
+def newest_among(rows: Iterable[RunRow]) -> dict[UUID, RunRow]:
+    """Return the newest of those rows that share a slot, by slot id."""
+    newest: dict[UUID, RunRow] = {}
+    for row in rows:
+        if row.slot_id not in newest or newest[row.slot_id].generation < row.generation:
+            newest[row.slot_id] = row
     return newest
 
 

@@ -19,7 +19,14 @@ from airflow_childrun.errors import (
 from airflow_childrun.ids import child_run_id
 from airflow_childrun.runtime.child_retry import Again, next_attempt
 from airflow_childrun.runtime.ends import end_of, ends_of
-from airflow_childrun.runtime.generations import Succession, get_many, newest_of, next_generation
+from airflow_childrun.runtime.generations import (
+    Succession,
+    generations_of,
+    get_many,
+    newest_among,
+    newest_of,
+    next_generation,
+)
 from airflow_childrun.runtime.house import House
 from airflow_childrun.store.api import Cap, RunRow
 from airflow_childrun.transports.nursery import NextAttempt, Settle
@@ -80,12 +87,15 @@ class RunNursery:
     def gather(self, run_ids: Sequence[UUID], settle: Settle, *, compact: bool) -> None:
         """Wait for many children at once, and read how they ended."""
         store = self._house.store
-        named = self._patiently(lambda: get_many(store, run_ids))
-        slots = [row.slot_id for row in named.values()]
-        newest = self._newest_of(slots)
+        # Most are the first generation of their slot, which has its id: one query finds them and those that followed.
+        found = self._patiently(lambda: generations_of(store, run_ids))
+        rows = {row.run_id: row for row in found}
+        others = self._patiently(lambda: get_many(store, [run_id for run_id in run_ids if run_id not in rows]))
+        rows |= others
+        newest = self._known_newest(newest_among(found)) | self._newest_of([row.slot_id for row in others.values()])
         done = {slot: row for slot, row in settle(newest).items() if row.status == "Completed"}
         answers = self._patiently(lambda: ends_of(store, list(done.values()), compact=compact))
-        self._rows |= named
+        self._rows |= {run_id: rows[run_id] for run_id in run_ids if run_id in rows}
         self._newest |= done
         self._ends |= {(run_id, compact): answer for run_id, answer in answers.items()}
 
@@ -145,15 +155,18 @@ class RunNursery:
 
         :raises CorruptionError: if the stream tells of a newer one
         """
-        found = self._patiently(lambda: newest_of(self._house.store, slot_ids))
+        return self._known_newest(self._patiently(lambda: newest_of(self._house.store, slot_ids)))
+
+    def _known_newest(self, newest: dict[UUID, RunRow]) -> dict[UUID, RunRow]:
+        """Refuse what is not the newest generation of its slot by this run's stream."""
         self._note_children()
-        for slot_id, row in found.items():
+        for slot_id, row in newest.items():
             link = self._own.get(slot_id)
             if link is not None and link.fact_key is not None:
                 newer = self._own.get(child_run_id(self._history.chain_id, link.fact_key, row.generation + 1))
                 if newer is not None:
                     raise self._gone(newer)
-        return found
+        return newest
 
     def wait_terminal(self, run_id: UUID, until_us: int | None = None) -> RunRow:
         """Wait, holding no slot, until a run has ended.

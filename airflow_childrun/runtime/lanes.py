@@ -130,15 +130,7 @@ class Lanes:
         """Give a run's turn to the next one, here or elsewhere."""
         self._unread.discard(run_id)
         self._numbers.pop(run_id, None)
-        if run_id not in self._lane_of:
-            self._call_held_back()
-            return
-        with self._monitor:
-            lane = self._lane_of.pop(run_id, None)
-            self._begin.pop(run_id, None)
-            if lane is not None:  # else another thread of the run left in between
-                lane.held.discard(run_id)
-            looks = lane is not None and self._is_to_look(lane)
+        lane, looks = self._left(run_id) if run_id in self._lane_of else (None, False)
         self._call_held_back()
         if lane is None:
             return
@@ -146,6 +138,16 @@ class Lanes:
             lane.is_offered = True
             self._shut(lane, OFFER_ROUNDS)
         self._call_next(lane)
+
+    def _left(self, run_id: UUID) -> tuple[_Lane | None, bool]:
+        """Take a run out of its lane, and say whether it is time to look around; None if another thread of the run was first."""
+        with self._monitor:
+            lane = self._lane_of.pop(run_id, None)
+            if lane is None:
+                return None, False
+            self._begin.pop(run_id, None)
+            lane.held.discard(run_id)
+            return lane, self._is_to_look(lane)
 
     def queued(self, known: Mapping[UUID, int]) -> dict[UUID, int]:
         """Return of these runs those whose turn comes when another one of this process gives its place back, not before."""

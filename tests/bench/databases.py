@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 from airflow_childrun.store.sql.migrate import upgrade
 from tests.bench.stand import Airflow, airflow
 from tests.postgres import PostgresServer, start_embedded
@@ -82,11 +84,9 @@ class Databases:
 
     def deadlocks(self, url: str) -> int:
         """Return how many deadlocks a database has seen; those of processes that have ended."""
-        import psycopg
-
-        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-            found = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-            return int(found.fetchone()[0])  # type: ignore[index, unused-ignore]
+        name = make_url(url).database
+        ((found,),) = self.server.execute(f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}'")
+        return int(str(found))
 
 
 def _require_durable(server: PostgresServer) -> None:
@@ -94,13 +94,10 @@ def _require_durable(server: PostgresServer) -> None:
 
     :raises RuntimeError: naming the setting
     """
-    import psycopg
-
-    with psycopg.connect(server.url(server.new_database()).replace("+psycopg", ""), autocommit=True) as connection:
-        for name in SETTINGS:
-            value = connection.execute(f"SHOW {name}").fetchone()  # type: ignore[arg-type, unused-ignore]
-            if value != ("on",):
-                raise RuntimeError(f"{name} is {value}, and must be on")
+    for name in SETTINGS:
+        ((value,),) = server.execute(f"SHOW {name}")
+        if value != "on":
+            raise RuntimeError(f"{name} is {value}, and must be on")
 
 
 @contextmanager

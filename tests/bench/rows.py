@@ -191,8 +191,8 @@ def together(bases: Databases, scale: Scale, total: int, numbers: Sequence[int])
                 seconds[number].append(time.perf_counter() - began)
                 if number == max(groups):
                     evenness.append(min(each) / max(each))
-    if bases.deadlocks(url):
-        raise RuntimeError(f"{bases.deadlocks(url)} deadlocks")
+    if found := bases.deadlocks(url):
+        raise RuntimeError(f"{found} deadlocks")
     return Together({number: total / median(found) for number, found in seconds.items()}, median(evenness))
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, TextClause, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -219,16 +219,14 @@ def readable_elsewhere(address: URL, schema: str | None, limit: int = 20) -> lis
 
     :raises UnavailableError: if the database cannot be reached
     """
-    if address.get_backend_name() != "postgresql":
-        return []
-    query = text(
+    query = (
         "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
         " AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> COALESCE(:own, current_schema())"
         " AND c.relname NOT LIKE 'childrun\\_%' AND c.relname NOT LIKE 'alembic\\_version%'"
         " AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1 LIMIT :limit"
     )
-    return _listed(address, query, {"own": schema, "limit": limit})
+    return _listed(address, query, own=schema, limit=limit)
 
 
 def forgetful_settings(address: URL) -> list[str]:
@@ -236,19 +234,20 @@ def forgetful_settings(address: URL) -> list[str]:
 
     :raises UnavailableError: if the database cannot be reached
     """
-    if address.get_backend_name() != "postgresql":
-        return []
-    query = text(
+    query = (
         "SELECT name || ' = ' || setting FROM pg_settings WHERE setting = 'off'"
         " AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY 1"
     )
-    return _listed(address, query, {})
+    return _listed(address, query)
 
 
-def _listed(address: URL, query: TextClause, parameters: dict[str, Any]) -> list[str]:
+def _listed(address: URL, query: str, **parameters: Any) -> list[str]:
+    """Ask PostgreSQL for a column of texts; nothing is asked of another database."""
+    if address.get_backend_name() != "postgresql":
+        return []
     try:
         with admin_engine(address).connect() as connection:
-            return list(connection.scalars(query, parameters))
+            return list(connection.scalars(text(query), parameters))
     except DBAPIError as error:
         raise UnavailableError(_first_line(error)) from None
 

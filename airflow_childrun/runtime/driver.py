@@ -32,7 +32,7 @@ from airflow_childrun.runtime.run_io import Surroundings, make_io
 from airflow_childrun.runtime.sessions import SessionGuard
 from airflow_childrun.runtime.timed import TimedAttempts, time_over
 from airflow_childrun.runtime.waiting import Hold, with_jitter
-from airflow_childrun.store.api import Artifact, Cap, RunRow, TakeLease
+from airflow_childrun.store.api import Artifact, Cap, RunRow, RunStatus, TakeLease
 from airflow_childrun.transports.registry import LiveIoEnv
 
 Ending = Literal["ended", "foreign", "stopped"]
@@ -50,6 +50,7 @@ class RunDriver:
         self._around = around
         self._snapshot: tuple[str, bytes] | None = None
         self.journal: RunJournal | None = None
+        self._found_ended: RunStatus | None = None
         self.on_open: Callable[[RunJournal, Mailbox], None] = _ignore
         self._mailbox = Mailbox(house, row)
         self._timed = TimedAttempts(house, row.run_id)
@@ -62,6 +63,7 @@ class RunDriver:
         """
         row, house = self._row, self._house
         if row.is_terminal:
+            self._found_ended = row.status
             return "ended"
         session_id = house.patience.attempt(house.keeper.session_id)
         if (row.lease_expires_at is not None and row.lease_session_id != session_id) or not house.keeper.is_safe:
@@ -69,6 +71,7 @@ class RunDriver:
         history = self._load()
         if history.finished is not None:
             # It ended after its row was read: whoever took the lease now would move a terminal run.
+            self._found_ended = history.finished.status
             return "ended"
         manifest, plan = self._resolve(history)
         cap = self._cap(history)
@@ -116,9 +119,14 @@ class RunDriver:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether the run has failed, and its parent may open another attempt."""
-        history = self.journal.history if self.journal is not None else None
-        if history is None or history.finished is None or history.finished.status != "Failed":
+        """Whether the run has failed, and its parent may open another attempt.
+
+        Also of one that had failed when it was handed over: its parent may have taken it for one that is driven since.
+        """
+        if self.journal is None:
+            return self._found_ended == "Failed"
+        history = self.journal.history
+        if history.finished is None or history.finished.status != "Failed":
             return False
         return history.start.child_retry_policy is not None
 

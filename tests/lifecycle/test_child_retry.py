@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
+from threading import Event
 from typing import Any, cast
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from airflow_childrun.authoring.operation import Operation, operation
 from airflow_childrun.authoring.registry import RegistryResolver
 from airflow_childrun.errors import AwaitTimeoutError, InputError, StateError
 from airflow_childrun.model.config import ChildRetryPolicy, Duration, Fixed
+from airflow_childrun.runtime.driver import Ending, RunDriver
 from airflow_childrun.runtime.supervisor import Supervisor
 from airflow_childrun.store.api import RunRow
 from airflow_childrun.store.verify import verify_tree
@@ -22,9 +24,12 @@ from tests.lifecycle.test_time import SECOND, advance, die, resumed, stays
 
 calls: list[str] = []
 failing: dict[str, int] = {}
+held: dict[str, Callable[[], bool]] = {}
 
 
 def call(name: str) -> str:
+    if name in held:
+        eventually(held[name])
     calls.append(name)
     return name
 
@@ -94,6 +99,7 @@ def hurrying_parent(io: Any) -> str:
 def lab() -> Iterator[Lab]:
     calls.clear()
     failing.clear()
+    held.clear()
     with new_lab(clock=ManualClock()) as made:
         yield made
 
@@ -184,6 +190,45 @@ def test_one_that_fails_while_its_parent_looks_at_another_is_not_overlooked(
     eventually(lambda: retries_opened(lab, run_id) == 2)
     advance(lab, 10 * SECOND)
     assert run.join().phase == "Completed"
+
+
+def test_one_that_fails_before_its_parent_hands_it_over_is_not_overlooked(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The await hands it over once more, and takes it for driven: it has to be told again that it failed."""
+    failing["ann"] = 1
+    leave, drive, wait_some = Supervisor._leave, RunDriver.drive, Supervisor.wait_some
+    left, looked, awaited = list[UUID](), list[set[UUID]](), Event()
+
+    def leave_and_tell(supervisor: Supervisor, run_id: UUID, *, is_unwell: bool) -> None:
+        leave(supervisor, run_id, is_unwell=is_unwell)
+        left.append(run_id)
+
+    def drive_late(driver: RunDriver) -> Ending:
+        if driver._row.is_terminal:
+            eventually(lambda: bool(looked))
+        return drive(driver)
+
+    def wait_late(supervisor: Supervisor, *args: Any) -> set[UUID]:
+        awaited.set()
+        if not looked:
+            eventually(lambda: bool(left))
+        looked.append(wait_some(supervisor, *args))
+        return looked[-1]
+
+    monkeypatch.setattr(Supervisor, "_leave", leave_and_tell)
+    monkeypatch.setattr(RunDriver, "drive", drive_late)
+    monkeypatch.setattr(Supervisor, "wait_some", wait_late)
+    parents = list[UUID]()
+    held["ann begins"] = awaited.is_set
+    held["ben begins"] = lambda: bool(parents) and retries_opened(lab, parents[0]) == 1
+    _, run_id, run = begin(lab, parent, {"names": ["ann", "ben"], "policy": "continue"})
+    parents.append(run_id)
+    eventually(lambda: retries_opened(lab, run_id) == 1)
+    advance(lab, 10 * SECOND)
+    assert run.join().phase == "Completed"
+    assert lab.final(run_id)["parent.main.main"] == ["ann ends", "ben ends"]
+    assert left[0] in looked[0], "the await took the one that had failed for driven"
 
 
 @pytest.mark.parametrize("after_s", [0, 4, 10])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
 from threading import Event
 from typing import Any, cast
 from uuid import UUID
@@ -177,10 +176,12 @@ def test_one_that_fails_while_its_parent_looks_at_another_is_not_overlooked(
 ) -> None:
     """Its retry is announced at once, not when the wait of the other one is over."""
     failing.update(ann=1, ben=1)
-    leave, order, parents = Supervisor._leave, count(), list[UUID]()
+    leave, unwell, parents = Supervisor._leave, list[UUID](), list[UUID]()
 
     def late(supervisor: Supervisor, run_id: UUID, *, is_unwell: bool) -> None:
-        if is_unwell and next(order) == 1:
+        if is_unwell and run_id not in unwell:
+            unwell.append(run_id)
+        if unwell[1:] == [run_id]:
             eventually(lambda: bool(parents) and retries_opened(lab, parents[0]) == 1)
         leave(supervisor, run_id, is_unwell=is_unwell)
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from airflow_childrun.clock import Clock
 from airflow_childrun.errors import InputError, UnavailableError
+from airflow_childrun.store.sql.connections import Connections
 from airflow_childrun.store.sql.dialects.base import StoreDialect
 from airflow_childrun.store.sql.dialects.postgresql import PostgresqlDialect
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
@@ -49,7 +50,7 @@ class Database:
     """One database as the store uses it.
 
     :param url: SQLAlchemy URL
-    :param clock: SQLite's time
+    :param clock: SQLite's time, and by which a connection is seen to have been kept for long
     :raises InputError: if the URL is none, or of a database that the store has no dialect for
     """
 
@@ -59,29 +60,27 @@ class Database:
         except ArgumentError:
             # The URL itself may hold a password: it is not repeated.
             raise InputError("the store's address is no SQLAlchemy URL: give dialect+driver://host/database") from None
+        self._clock = clock
         self.dialect = dialect_of(parsed, clock)
         self.url = self.dialect.url(parsed)
         self.place = place_of(self.url)
-        self._engines: dict[int, Engine] = {}
+        self._connections: dict[int, Connections] = {}
 
     def texts(self, tables: Tables) -> Texts:
         """Return the hot statements on some tables."""
         return Texts(tables, self.url.get_dialect()(), self.dialect.mark, self.dialect.now_text)
 
     def engine(self) -> Engine:
-        """Return this process's engine; a forked child never touches connections of its parent."""
-        pid = os.getpid()
-        engine = self._engines.get(pid)
-        if engine is None:
-            # Two threads may both make one: setdefault lets one of them win, the other never connects.
-            engine = self._engines.setdefault(pid, self._new_engine())
-        return engine
+        """Return this process's engine, with all its connections in the pool."""
+        connections = self._here()
+        connections.drop()
+        return connections.engine
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
-        engine = self._engines.pop(os.getpid(), None)
-        if engine is not None:
-            engine.dispose()
+        connections = self._connections.pop(os.getpid(), None)
+        if connections is not None:
+            connections.close()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run single statements that only read; once more on a new connection if the first one turns out stale.
@@ -104,15 +103,17 @@ class Database:
         :raises StorageError: translated from what the database said
         """
         with translated(self.dialect, self.place):
-            engine = self.engine()
-            connection = engine.raw_connection()
+            connections = self._here()
+            connection = connections.take()
             try:
-                return work(connection)
+                result = work(connection)
             except BaseException as error:
-                self.dialect.give_up(engine, connection, error)
-                raise
-            finally:
+                connections.drop()
+                self.dialect.give_up(connections.engine, connection, error)
                 connection.close()
+                raise
+            connections.keep(connection)
+            return result
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run an idempotent transaction and commit; once more if the connection was stale or somebody was in the way.
@@ -131,7 +132,7 @@ class Database:
         return self._run(lambda connection: self._committed(connection, work, is_bound=is_bound))
 
     def _run(self, work: Callable[[Connection], T]) -> T:
-        with translated(self.dialect, self.place), self.engine().connect() as connection:
+        with translated(self.dialect, self.place), self._here().connect() as connection:
             try:
                 return work(connection)
             except BaseException as error:
@@ -147,6 +148,15 @@ class Database:
         if connection.in_transaction():
             self.dialect.commit(connection)
         return result
+
+    def _here(self) -> Connections:
+        """Return this process's connections; a forked child never touches those of its parent."""
+        pid = os.getpid()
+        connections = self._connections.get(pid)
+        if connections is None:
+            # Two threads may both make them: setdefault lets one of them win, the other never connects.
+            connections = self._connections.setdefault(pid, Connections(self._new_engine(), self._clock))
+        return connections
 
     def _new_engine(self) -> Engine:
         options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}

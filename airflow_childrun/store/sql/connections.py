@@ -5,7 +5,9 @@ A visit costs 40 microseconds, of the 1,200 that a step takes: the pool keeps bo
 
 from __future__ import annotations
 
-from threading import Lock
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 
@@ -18,72 +20,73 @@ FRESH_S = 5.0
 class Connections:
     """The connections of one process to one database, of which the pool allows so many.
 
-    One is kept out of the pool between two uses, for as long as nobody waits for the pool.
+    One is kept out of the pool between two uses, for as long as nobody waits for the pool. There is no lock: what threads
+    share are two deques. Who wants something of the pool says so before it looks for what is kept, and who keeps a
+    connection looks afterwards whether somebody wants it, so that one of both sees the other.
     """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self._clock = clock
-        self._lock = Lock()
-        self._wanted = 0
-        self._spare: PoolProxiedConnection | None = None
-        self._kept_at_s = 0.0
+        self._kept: deque[tuple[float, PoolProxiedConnection]] = deque()
+        self._wanting: deque[None] = deque()
 
     def take(self) -> PoolProxiedConnection:
         """Return a connection of the driver; whoever takes one gives it to :meth:`keep`, or closes it.
 
         :raises SQLAlchemyError: if there is none
         """
-        spare = self._taken()
-        if spare is not None:
-            if self._clock.monotonic_s() - self._kept_at_s < FRESH_S:
-                return spare
-            spare.close()
-        with self._lock:
-            self._wanted += 1
-        try:
-            return self.engine.raw_connection()
-        finally:
-            with self._lock:
-                self._wanted -= 1
+        if self._kept and (spare := self._fresh()) is not None:
+            return spare
+        with self._want():
+            return self._fresh() or self.engine.raw_connection()
 
     def keep(self, connection: PoolProxiedConnection) -> None:
         """Take back a connection in good order."""
-        with self._lock:
-            # Who waits for the pool would wait for one that is kept out of it.
-            if not self._wanted and self._spare is None:
-                self._spare, self._kept_at_s = connection, self._clock.monotonic_s()
-                return
-        connection.close()
+        self._kept.append((self._clock.monotonic_s(), connection))
+        if self._wanting or len(self._kept) > 1:
+            self.drop()
 
     def connect(self) -> Connection:
         """Return a connection of SQLAlchemy's.
 
         :raises SQLAlchemyError: if there is none
         """
-        with self._lock:
-            self._wanted += 1
-        try:
+        with self._want():
             self.drop()
             return self.engine.connect()
-        finally:
-            with self._lock:
-                self._wanted -= 1
 
     def drop(self) -> None:
-        """Give the one that is kept back to the pool."""
-        spare = self._taken()
-        if spare is not None:
-            spare.close()
+        """Give what is kept back to the pool."""
+        if (spare := self._taken()) is not None:
+            spare[1].close()
 
     def close(self) -> None:
         """Close all that are not in use, and the others when they come back."""
-        with self._lock:
-            self._wanted += 1
+        self._wanting.append(None)
         self.drop()
         self.engine.dispose()
 
-    def _taken(self) -> PoolProxiedConnection | None:
-        with self._lock:
-            spare, self._spare = self._spare, None
-            return spare
+    @contextmanager
+    def _want(self) -> Iterator[None]:
+        self._wanting.append(None)
+        try:
+            yield
+        finally:
+            self._wanting.pop()
+
+    def _fresh(self) -> PoolProxiedConnection | None:
+        """Take what is kept, unless the pool has to look at it."""
+        if (spare := self._taken()) is None:
+            return None
+        kept_at_s, connection = spare
+        if self._clock.monotonic_s() - kept_at_s < FRESH_S:
+            return connection
+        connection.close()
+        return None
+
+    def _taken(self) -> tuple[float, PoolProxiedConnection] | None:
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return None

@@ -62,11 +62,11 @@ def test_one_that_was_kept_for_long_goes_through_the_pool(database: Database, mo
 
 def test_whoever_waits_for_the_pool_gets_what_would_have_been_kept(database: Database) -> None:
     """Both connections are at work when a third thread comes: it does not wait until the pool gives it up."""
-    at_work, go_on = threading.Semaphore(0), threading.Event()
+    at_work, go_on = threading.Semaphore(0), threading.Semaphore(0)
 
     def work(_: PoolProxiedConnection) -> None:
         at_work.release()
-        assert go_on.wait(WAIT_S)
+        assert go_on.acquire(timeout=2 * WAIT_S)
 
     busy = [threading.Thread(target=database.past, args=(work,)) for _ in range(2)]
     for thread in busy:
@@ -79,11 +79,14 @@ def test_whoever_waits_for_the_pool_gets_what_would_have_been_kept(database: Dat
         )
     )
     third.start()
-    while not database._here()._wanted:
+    while not database._here()._wanting:
         assert third.is_alive()
-    go_on.set()
+    go_on.release()
     third.join(WAIT_S)
     assert found == [3]
+    go_on.release()
+    for thread in busy:
+        thread.join(WAIT_S)
 
 
 def test_two_connections_are_there_for_whoever_asks_the_engine(database: Database) -> None:
@@ -158,4 +161,4 @@ def test_threads_at_once_end_with_one_kept_at_most(database: Database) -> None:
     assert not any(thread.is_alive() for thread in threads)
     assert database.query("SELECT count(*) FROM a", ()) == [(200,)]
     assert pool_of(database).checkedout() == 1
-    assert database._here()._wanted == 0
+    assert not database._here()._wanting

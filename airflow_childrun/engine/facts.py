@@ -45,7 +45,7 @@ class Fact(NamedTuple):
 
 def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | None:
     """Read a ``fact_recorded`` or ``fact_failed`` event; None if its payload has another shape (V1 skips those)."""
-    payload = event.payload
+    name, payload, _ = event
     if not isinstance(payload, dict) or not isinstance(key := payload.get("key"), str):
         return None
     meta = payload.get("meta")
@@ -53,7 +53,7 @@ def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | No
         meta = {}
     error: ErrorInfo | None = None
     payload_id: str | None = None
-    if event.name == FACT_FAILED:
+    if name == FACT_FAILED:
         error = ErrorInfo.from_json(payload["error"])
     elif not isinstance(payload_id := payload.get("payload_id"), str):
         return None
@@ -133,10 +133,14 @@ class FactIndex:
 
     def add(self, fact: Fact) -> None:
         """Take a fact in."""
+        key = fact.key
         if self.earlier is not None:
-            self._find_last(fact.key)
-        self._put(fact)
-        self._added.append(fact.key)
+            self._find_last(key)
+        if self._last.get(key) is None:
+            self._last[key] = fact
+        else:
+            self._put(fact)
+        self._added.append(key)
 
     def note_end(self, key: str, status: str) -> None:
         """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""

@@ -136,9 +136,10 @@ def event_of(values: Row) -> StoredEvent:
     run = read_uuid(run_id)
     if codec != RAW:
         plain(body, codec, f"event {seq} of run {run}")
-    if hashlib.sha256(body).digest() != digest:
+    actual = hashlib.sha256(body).digest()
+    if actual != digest:
         raise event_changed(run, seq)
-    return _new(StoredEvent, (run, seq, at, body, tip.hex(), read_uuid(commit_id), epoch))
+    return _new(StoredEvent, (run, seq, at, body, tip.hex(), read_uuid(commit_id), epoch, actual))
 
 
 def event_values(event: StoredEvent) -> Row:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from airflow_childrun.errors import ErrorInfo
 from airflow_childrun.model.events import FACT_FAILED, DomainEvent
 
+_new = tuple.__new__  # half of what a fact's own __new__ takes
 Position = tuple[int, int]
 """Where an event stands in a chain of generations: number of the generation in the chain (0-based), seq."""
 
@@ -58,7 +59,7 @@ def fact_of(event: DomainEvent, at: Position, state_id: str | None) -> Fact | No
     elif not isinstance(payload_id := payload.get("payload_id"), str):
         return None
     fields = (at, key, payload_id, error, meta.get("request_digest"), state_id, meta.get("supersedes", 0), meta)
-    return tuple.__new__(Fact, fields)  # half of what its own __new__ takes, once for each fact of a history
+    return _new(Fact, fields)
 
 
 _MARK = 6

@@ -220,6 +220,7 @@ ENGINE_NAMES = frozenset(
 )
 """Names that only the engine writes: kept under every event profile, refused from a handler's ``emit``."""
 
+_new = tuple.__new__  # half of what the events' own __new__ take
 _KERNEL: Mapping[str, type[KernelEvent]] = {
     cls.tag: cls for cls in (RunStarted, StateEntered, StateCompleted, StateFailed, RunCompleted)
 }
@@ -240,17 +241,14 @@ def event_from_json(value: Any) -> Event:
     """
     try:
         if "Domain" in value:
-            return _domain_event(value["Domain"])
+            body = value["Domain"]
+            name, ref = body["name"], body.get("payload_ref")
+            if type(name) is not str or not (ref is None or type(ref) is str):
+                raise TypeError("an event's name and reference are texts")
+            return _new(DomainEvent, (name, body.get("payload"), ref))
         ((tag, body),) = value["Kernel"].items()
         return _KERNEL[tag].from_json(body)
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError, InvalidIdError):
         raise CorruptionError(
             "a stored event has no shape that this release knows; run `childrun verify`", code="event_malformed"
         ) from None
-
-
-def _domain_event(body: Any) -> DomainEvent:
-    name, ref = body["name"], body.get("payload_ref")
-    if type(name) is not str or not (ref is None or type(ref) is str):
-        raise TypeError("an event's name and reference are texts")
-    return tuple.__new__(DomainEvent, (name, body.get("payload"), ref))  # half of what its own __new__ takes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from airflow_childrun.store.api import (
@@ -132,8 +134,16 @@ def event_of(values: Row) -> StoredEvent:
 
     :raises CorruptionError: codes ``codec_unknown``, ``event_body_changed``
     """
-    run_id, seq, at, body, digest, tip, commit_id, epoch, codec = values
-    run = read_uuid(run_id)
+    run_id, *rest = values
+    return event_in(read_uuid(run_id), rest)
+
+
+def event_in(run: UUID, values: Sequence[Any]) -> StoredEvent:
+    """Read an event of a known run, in the order of ``EVENT`` from its second column on.
+
+    :raises CorruptionError: codes ``codec_unknown``, ``event_body_changed``
+    """
+    seq, at, body, digest, tip, commit_id, epoch, codec = values
     if codec != RAW:
         plain(body, codec, f"event {seq} of run {run}")
     actual = hashlib.sha256(body).digest()

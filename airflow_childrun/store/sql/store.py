@@ -78,7 +78,7 @@ class SqlStore:
         """Return the events ``from_seq`` to ``to_seq``, both inclusive, ascending; an unknown run has none."""
         bounds = (run_id.bytes, from_seq, _LAST_SEQ if to_seq is None else to_seq)
         text = self._texts.events if limit is None else f"{self._texts.events} LIMIT {int(limit)}"
-        return list(map(raw_rows.event_of, self._driver_rows(text, bounds)))
+        return [raw_rows.event_in(run_id, row) for row in self._driver_rows(text, bounds)]
 
     def read_ends(self, run_ids: Iterable[UUID]) -> dict[UUID, list[StoredEvent]]:
         """Return the first event and the last two of each of those runs that exist, ascending by seq."""

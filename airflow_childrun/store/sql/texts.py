@@ -64,7 +64,7 @@ class Texts:
         # Everybody locks in the order of ids, so that two batches never wait for each other.
         self.locked_runs = f"{self.runs} ORDER BY r.run_id"
         self.events = (
-            f"SELECT {', '.join(EVENT)} FROM {self.event} WHERE run_id = {mark} AND seq >= {mark} AND seq <= {mark} "
+            f"SELECT {', '.join(EVENT[1:])} FROM {self.event} WHERE run_id = {mark} AND seq >= {mark} AND seq <= {mark} "
             "ORDER BY seq"
         )
         self.ends = (

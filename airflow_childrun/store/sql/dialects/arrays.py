@@ -46,11 +46,16 @@ def packed(kind: str, values: Sequence[Any]) -> Packed:
 def _sized(values: Sequence[Any], write: Callable[[Any], bytes] | None) -> bytes:
     """Return each element behind its length; loops of the interpreter's own, since there are dozens for every child."""
     bodies: Sequence[bytes] = values if write is None else list(map(write, values))
-    lengths = list(map(_LENGTH.pack, map(len, bodies)))
-    return b"".join(chain.from_iterable(zip(lengths, bodies, strict=True)))
+    lengths = set(map(len, bodies))
+    if len(lengths) == 1:  # ids, digests, numbers: most columns
+        length = _LENGTH.pack(lengths.pop())
+        return length + length.join(bodies)
+    return b"".join(chain.from_iterable(zip(map(_LENGTH.pack, map(len, bodies)), bodies, strict=True)))
 
 
 def _with_nulls(values: Sequence[Any], write: Callable[[Any], bytes] | None) -> bytes:
+    if values.count(None) == len(values):
+        return _NULL * len(values)
     return b"".join(_NULL if value is None else _sized((value,), write) for value in values)
 
 

@@ -140,7 +140,7 @@ class PostgresqlDialect(StoreDialect):
 
     def one_of(self, ids: Sequence[bytes]) -> tuple[str, Row]:
         """Return the condition "is one of these ids", the same text for any number of them."""
-        return "= ANY(%s)", (list(ids),)
+        return "= ANY(%s)", (packed("BYTEA", ids),)
 
     def make_alone(self, connection: PoolProxiedConnection, texts: Texts, commit: Commit) -> Row | None:
         """Make a lone commit happen as one statement."""

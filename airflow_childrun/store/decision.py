@@ -70,6 +70,10 @@ class StoredRun(NamedTuple):
     last_eventless: LastEventless | None = None
 
 
+Found = tuple[RunStep, StoredRun | None]
+"""A step, and the run that it names, if that exists."""
+
+
 @dataclass(slots=True)
 class Writes:
     """What the members of a batch that pass write, in the order in which they were decided."""
@@ -81,10 +85,9 @@ class Writes:
     facts: list[FactEntry] = field(default_factory=list)
     entries: list[InboxEntry] = field(default_factory=list)
 
-    def put_run(self, stored: StoredRun) -> None:
+    def put_run(self, run_id: UUID, stored: StoredRun) -> None:
         """Remember a run's new row, under what has to be done to it."""
-        run_id = stored.row.run_id
-        (self.created if run_id in self.created else self.changed)[run_id] = stored
+        (self.created if self.created and run_id in self.created else self.changed)[run_id] = stored
 
 
 @dataclass(slots=True)
@@ -199,22 +202,24 @@ def _invalid(message: str) -> OtherStorageError:
 
 
 def _put(picture: Picture, stored: StoredRun) -> None:
-    picture.runs[stored.row.run_id] = stored
-    picture.writes.put_run(stored)
+    run_id = stored.row.run_id
+    picture.runs[run_id] = stored
+    picture.writes.put_run(run_id, stored)
 
 
 def _decide_one(commit: Commit, picture: Picture) -> Committed | Conflict:
-    original = _original_result(commit, picture)
+    # Looked up once: to hash an id is a call of Python's.
+    steps = [(step, picture.runs.get(step.run_id)) for step in commit.steps]
+    original = _original_result(commit, steps, picture)
     if original is not None:
         return original
-    for step in commit.steps:
-        refusal = _refusal(step, picture)
+    for step, stored in steps:
+        refusal = _refusal(step, stored, picture)
         if refusal is not None:
             return refusal
     # A database's clock may step back; the times in a stream do not.
-    known = [picture.runs[step.run_id].row.updated_at for step in commit.steps if step.run_id in picture.runs]
-    at = max(picture.now, *known) if known else picture.now
-    heads = {step.run_id: _take(step, commit.commit_id, at, picture) for step in commit.steps}
+    at = max([picture.now, *(stored.row.updated_at for _, stored in steps if stored is not None)])
+    heads = {step.run_id: _take(step, stored, commit.commit_id, at, picture) for step, stored in steps}
     for artifact in commit.artifacts:
         picture.writes.artifacts.setdefault((artifact.root_run_id, artifact.id), artifact)
     if not commit.posts:
@@ -225,12 +230,11 @@ def _decide_one(commit: Commit, picture: Picture) -> Committed | Conflict:
     return Committed(at, heads, tuple(post_id for post_id, number in numbers.items() if number is None))
 
 
-def _original_result(commit: Commit, picture: Picture) -> Committed | None:
+def _original_result(commit: Commit, steps: Sequence[Found], picture: Picture) -> Committed | None:
     """Return what a commit that happened before was answered then; None if it did not happen."""
     at = 0
     heads: dict[UUID, Head] = {}
-    for step in commit.steps:
-        stored = picture.runs.get(step.run_id)
+    for step, stored in steps:
         if stored is None:
             return None
         seq = step.expected_head + len(step.events)
@@ -263,8 +267,7 @@ def _epoch_after(step: RunStep, head: Head) -> int:
     return step.epoch + isinstance(step.lease, TakeLease)
 
 
-def _refusal(step: RunStep, picture: Picture) -> Conflict | None:
-    stored = picture.runs.get(step.run_id)
+def _refusal(step: RunStep, stored: StoredRun | None, picture: Picture) -> Conflict | None:
     if step.create is not None:
         if stored is not None:
             return Conflict(step.run_id, "exists", stored.row.head)
@@ -307,9 +310,8 @@ def _note_owner(row: RunRow, picture: Picture) -> None:
         owned.add(row.run_id)
 
 
-def _take(step: RunStep, commit_id: UUID, at: int, picture: Picture) -> Head:
+def _take(step: RunStep, stored: StoredRun | None, commit_id: UUID, at: int, picture: Picture) -> Head:
     """Append the step's events, move its row, and return where the run stands then."""
-    stored = picture.runs.get(step.run_id)
     if step.create is not None:
         stored = StoredRun(_new_row(step.run_id, step.create, at))
         picture.writes.created[step.run_id] = stored

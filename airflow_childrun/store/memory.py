@@ -226,7 +226,7 @@ class MemoryStore:
         """Do nothing: there are no connections, and what is stored stays."""
 
     def _picture(self, run_ids: set[UUID], posts: Iterable[InboxPost]) -> Picture:
-        runs = {run_id: self._runs[run_id] for run_id in run_ids if run_id in self._runs}
+        runs = {run_id: stored for run_id in run_ids if (stored := self._runs.get(run_id)) is not None}
         return Picture(
             now=self._clock.now_us(),
             runs=runs,

@@ -58,7 +58,7 @@ GUARDS: tuple[Guard, ...] = (
         "commit-id",
         "A commit with unknown outcome, submitted again, happens once and is answered with its result",
         "store/decision.py",
-        "    original = _original_result(commit, picture)\n",
+        "    original = _original_result(commit, steps, picture)\n",
         "    original = None\n",
         CONTRACT + "test_an_identical_commit_is_answered_with_its_original_result",
     ),

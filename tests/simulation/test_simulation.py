@@ -92,8 +92,8 @@ def test_a_seed_repeats_its_schedule_in_another_process() -> None:
     assert len(logs) == 1
 
 
-def _unfenced(step: Any, picture: Any) -> Any:
-    refusal = _REFUSAL(step, picture)
+def _unfenced(step: Any, stored: Any, picture: Any) -> Any:
+    refusal = _REFUSAL(step, stored, picture)
     return None if refusal is not None and refusal.reason in ("head", "epoch") else refusal
 
 
@@ -112,7 +112,7 @@ def _early_limit(history: Any, *, lapsed: bool, limit: int) -> Any:
 _CLOSE = decide.close_orphan
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "commits are not fenced": (decision, "_refusal", _unfenced),
-    "a commit forgets that it happened": (decision, "_original_result", lambda commit, picture: None),
+    "a commit forgets that it happened": (decision, "_original_result", lambda commit, steps, picture: None),
     "an outside call starts after the lease": (SessionKeeper, "is_safe", property(lambda self: True)),
     "who waits keeps its slot": (Hold, "release", _KEEP_SLOT),
     "a run is given up too late": (driver, "close_orphan", _late_limit),

@@ -131,7 +131,7 @@ class Io:
         """
         full_key = self._key(key, operation.name)
         request = _spawn_request(operation, input, config, run_config, timeout, child_retry_policy)
-        answer = self._provider.call(IoCall(SPAWN, request, full_key)).response
+        answer = self._provider.call(_spawn_call(request, full_key)).response
         return _handle(answer, operation, full_key)
 
     def await_child(
@@ -183,9 +183,10 @@ class Io:
         calls = []
         for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
             with in_element(index, f"io.map({operation.name})"):
-                request = _spawn_request(operation, element, config, run_config, timeout, child_retry_policy)
-            more = {} if max_concurrency is None else {"max_concurrency": max_concurrency}
-            calls.append(IoCall(SPAWN, request | more, full_key))
+                request = _spawn_request(
+                    operation, element, config, run_config, timeout, child_retry_policy, max_concurrency
+                )
+            calls.append(_spawn_call(request, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
         return self._await_all(children, operation)
@@ -287,7 +288,8 @@ def _spawn_request(
     run_config: RunConfig | None,
     timeout: Span | None,
     child_retry_policy: int | ChildRetryPolicy | None,
-) -> dict[str, Any]:
+    max_concurrency: int | None = None,
+) -> SpawnRequest:
     return SpawnRequest(
         op_id=operation.name,
         op_version=operation.version,
@@ -297,12 +299,17 @@ def _spawn_request(
         parent_close_policy="cancel",
         timeout=None if timeout is None else Duration.of(timeout, f"the timeout of {operation.name}"),
         child_retry_policy=ChildRetryPolicy.of(child_retry_policy, f"the child_retry_policy of {operation.name}"),
-    ).to_json()
+        max_concurrency=max_concurrency,
+    )
+
+
+def _spawn_call(request: SpawnRequest, full_key: str) -> IoCall:
+    return IoCall(SPAWN, request.to_json(), full_key, model=request)
 
 
 def _await_call(child: ChildHandle) -> IoCall:
     request = AwaitRequest(child_run_id=child.child_run_id, child_manifest_id=child.child_manifest_id, compact=True)
-    return IoCall(AWAIT, request.to_json(), f"{child.key}/end")
+    return IoCall(AWAIT, request.to_json(), f"{child.key}/end", model=request)
 
 
 def _handle(answer: Mapping[str, Any], operation: Spawnable, key: str) -> ChildHandle:

@@ -154,19 +154,11 @@ class Operation:
         states = self._states_for(manifest.op_config)
         known = self._known if self._build is None else None
         fields = known[0] if known else self.input_fields(states)
-        self._arguments(manifest.input, fields)
+        self.bind(manifest.input, fields)
         prefix = f"{self.name}.{MAIN_STEP}."
-
-        def read_arguments() -> dict[str, Any]:
-            return self._arguments(manifest.input, fields)
-
-        def read_config() -> Any:
-            return deepcopy(manifest.op_config)
-
-        nodes = tuple(build_node(state, prefix, states, read_arguments, read_config) for state in states.values())
-        clean_up = None
-        if self.clean_up is not None:
-            clean_up = build_node(self.clean_up, prefix, states, read_arguments, read_config)
+        given = _Given(self, manifest, fields)
+        nodes = tuple([build_node(state, prefix, states, given) for state in states.values()])
+        clean_up = None if self.clean_up is None else build_node(self.clean_up, prefix, states, given)
         if known is not None:
             return known[1].with_handlers(nodes, clean_up)
         edges = tuple(
@@ -201,10 +193,10 @@ class Operation:
         """
         encoded = encode(element, f"the input of {self.name}")
         if self._build is None:
-            self._arguments(encoded, self.input_fields())
+            self.bind(encoded, self.input_fields())
         return encoded
 
-    def _arguments(self, value: Any, fields: dict[str, inspect.Parameter]) -> dict[str, Any]:
+    def bind(self, value: Any, fields: dict[str, inspect.Parameter]) -> dict[str, Any]:
         """Bind an input to the fields: the value itself where there is one, an object by name where there are more."""
         where = f"the input of {self.name} {self.version}"
         if not fields:
@@ -257,7 +249,7 @@ class Operation:
         plan = ExecutionPlan(
             self.name,
             self.version,
-            tuple(build_node(state, "", self.states, dict, dict) for state in self.states.values()),
+            tuple(build_node(state, "", self.states, _Nothing()) for state in self.states.values()),
             tuple(Edge(s, state.name) for state in self.states.values() for s in state.sources(self.states)),
         )
         return self.states[plan.order[-1].id]
@@ -279,6 +271,34 @@ class Operation:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Given:
+    """What a run was given."""
+
+    operation: Operation
+    manifest: RunManifest
+    fields: dict[str, inspect.Parameter]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the input by parameter, fresh."""
+        return self.operation.bind(self.manifest.input, self.fields)
+
+    def config(self) -> Any:
+        """Return the config, fresh."""
+        return deepcopy(self.manifest.op_config)
+
+
+class _Nothing:
+    """What a plan is given that nobody runs."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return no input."""
+        return {}
+
+    def config(self) -> None:
+        """Return no config."""
 
 
 class _Draft(Operation):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_childrun.authoring.encoder import decode, encode, hints_of
 from airflow_childrun.errors import OperationError, StateError
@@ -14,7 +14,8 @@ from airflow_childrun.model.config import Duration, RetryPolicy, Span
 from airflow_childrun.model.plan import SideEffects, StateMeta, StateNode
 
 if TYPE_CHECKING:  # a DAG file declares states, and runs none
-    from airflow_childrun.engine.context import Context
+    from airflow_childrun.authoring.author_io import Io
+    from airflow_childrun.engine.context import Context, NamespacedContext
     from airflow_childrun.engine.ports import IoProvider, Recorder
 
 Handler = Callable[..., Any]
@@ -103,43 +104,67 @@ def build_node(
     state: State,
     prefix: str,
     states: Mapping[str, State],
-    read_arguments: Callable[[], Mapping[str, Any]],
-    read_config: Callable[[], Any],
+    given: Given,
 ) -> StateNode:
     """Return the node of a plan that runs a state's function.
 
     :param prefix: ``<operation>.main.``: of state ids and of context keys
-    :param read_arguments: returns the run's input by parameter, fresh each time: a handler may change what it is given
-    :param read_config: returns the run's config, fresh each time
     """
-    from airflow_childrun.authoring.author_io import Io  # what a handler needs, and a DAG file does not
-    from airflow_childrun.engine.context import NamespacedContext
+    meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry, state.timeout_us)
+    return StateNode(prefix + state.name, _StateHandler(state, prefix, states, given), meta)
 
-    def handle(context: Context, provider: IoProvider, recorder: Recorder) -> None:
-        own = NamespacedContext(context, prefix)
+
+class Given(Protocol):
+    """What a run was given, fresh each time: a handler may change it."""
+
+    def arguments(self) -> Mapping[str, Any]:
+        """Return the input by parameter."""
+
+    def config(self) -> Any:
+        """Return the config."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StateHandler:
+    """Calls a state's function with what its parameters ask for, and writes its result into the context.
+
+    One object, where a function that closes over as much is a dozen: there is one for each state of each waiting child.
+    """
+
+    state: State
+    prefix: str
+    states: Mapping[str, State]
+    given: Given
+
+    def __call__(self, context: Context, provider: IoProvider, recorder: Recorder) -> None:
+        from airflow_childrun.authoring.author_io import Io  # what a handler needs, and a DAG file does not
+        from airflow_childrun.engine.context import NamespacedContext
+
+        state = self.state
+        own = NamespacedContext(context, self.prefix)
         io = Io(provider, recorder, state.name, provider.airflow)
-        arguments = read_arguments()
-        given: dict[str, Any] = {}
-        for key in state.parameters:
-            if key == "io":
-                given[key] = io
-            elif key == "ctx":
-                given[key] = own
-            elif key == "config":
-                given[key] = read_config()
-            elif key in states:
-                given[key] = decode_result(own.read(key), states[key].returns, f"the result of state {key!r}")
-            elif key in arguments:
-                given[key] = arguments[key]
-        result = state.function(**given)
+        result = state.function(**self._parameters(io, own))
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
             if not inspect.isasyncgen(result):
                 getattr(result, "close", _nothing)()  # else Python warns of what was never awaited
             raise StateError(f"{state.name} returned a {type(result).__name__}: a handler is a plain def")
         own.write(state.name, encode(result, f"what {state.name!r} returned"))
 
-    meta = StateMeta(state.tags, state.side_effects, state.idempotency, state.retry, state.timeout_us)
-    return StateNode(prefix + state.name, handle, meta)
+    def _parameters(self, io: Io, own: NamespacedContext) -> dict[str, Any]:
+        arguments = self.given.arguments()
+        found: dict[str, Any] = {}
+        for key in self.state.parameters:
+            if key == "io":
+                found[key] = io
+            elif key == "ctx":
+                found[key] = own
+            elif key == "config":
+                found[key] = self.given.config()
+            elif key in self.states:
+                found[key] = decode_result(own.read(key), self.states[key].returns, f"the result of state {key!r}")
+            elif key in arguments:
+                found[key] = arguments[key]
+        return found
 
 
 def decode_result(value: Any, hint: Any, where: str) -> Any:

@@ -54,9 +54,11 @@ class Within:
 class IoCall(NamedTuple):
     """A request to the outside world: ``namespace`` chooses the transport, ``fact_key`` makes the answer a fact.
 
+    :param request: JSON
     :param allow_keys: names of keys in the answer that the secret policy lets through
     :param local: what answers instead of a transport: a Python step
     :param within: of an await, how long it may take
+    :param model: what ``request`` is the JSON of, if its maker had it: whoever serves the call need not read it again
     """
 
     namespace: str
@@ -65,6 +67,12 @@ class IoCall(NamedTuple):
     allow_keys: frozenset[str] = frozenset()
     local: Callable[[Waits], Any] | None = None
     within: Within | None = None
+    model: Any = None
+
+    @property
+    def asked(self) -> Any:
+        """The request in the form that is read at once: as the model, where there is one."""
+        return self.request if self.model is None else self.model
 
 
 class IoResult(NamedTuple):

@@ -102,10 +102,12 @@ def _invalid(message: str) -> OtherIoError:
 
 
 def read_spawn_request(value: Any) -> SpawnRequest:
-    """Read a spawn request.
+    """Read a spawn request, from JSON or as it is.
 
     :raises OtherIoError: code ``child_run_request_invalid``
     """
+    if type(value) is SpawnRequest:
+        return value
     _check_kind(value, SPAWN_KIND, "spawn")
     config = value.get("run_config")
     if not isinstance(config, dict) or any(name not in config for name in V1_REQUIRED):
@@ -117,13 +119,15 @@ def read_spawn_request(value: Any) -> SpawnRequest:
 
 
 def read_await_request(value: Any) -> AwaitRequest:
-    """Read an await request.
+    """Read an await request, from JSON or as it is.
 
     :raises OtherIoError: code ``child_run_request_invalid``
     """
-    _check_kind(value, AWAIT_KIND, "await")
+    is_read = type(value) is AwaitRequest
+    if not is_read:
+        _check_kind(value, AWAIT_KIND, "await")
     try:
-        request = AwaitRequest.from_json(value)
+        request: AwaitRequest = value if is_read else AwaitRequest.from_json(value)
         uuid_of(request.child_run_id)
     except ValueError:
         raise _invalid("invalid child run await request") from None

@@ -85,6 +85,8 @@ class Committer:
         except BaseException:
             self._withdraw(mine)
             raise
+        finally:
+            mine.batch = []  # it names itself there: all that was written would wait for the garbage collector
         if isinstance(mine.answer, BaseException):
             raise mine.answer
         if mine.answer is None:

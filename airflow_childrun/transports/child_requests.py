@@ -37,6 +37,7 @@ class Wanted:
 def read_wanted(value: Any, policy: SecretPolicy) -> Wanted:
     """Read a spawn request and build its manifest.
 
+    :param value: JSON, or the model
     :raises OtherIoError: codes ``child_run_request_invalid``, ``child_run_engine_failed``
     """
     request = read_spawn_request(value)
@@ -67,9 +68,9 @@ def child_request_digest(call: IoCall, identity: RunIdentity, policy: SecretPoli
     :raises IoError: if the request alone tells that it cannot be served
     """
     if call.namespace == SPAWN:
-        return spawn_digest(read_wanted(call.request, policy), identity)
+        return spawn_digest(read_wanted(call.asked, policy), identity)
     if call.namespace == AWAIT:
-        return await_digest(read_await_request(call.request))
+        return await_digest(read_await_request(call.asked))
     return hashlib.sha256(canonical_json_bytes([call.namespace])).hexdigest()
 
 
@@ -88,7 +89,7 @@ def spawn_digest(wanted: Wanted, identity: RunIdentity) -> str:
 def child_mismatch(call: IoCall, recorded: Any, policy: SecretPolicy) -> IoError:
     """Return ``child_run_conflict`` naming what differs from the recorded spawn or await."""
     if call.namespace == SPAWN and isinstance(recorded, Mapping):
-        same = recorded.get("child_manifest_id") == read_wanted(call.request, policy).manifest_id
+        same = recorded.get("child_manifest_id") == read_wanted(call.asked, policy).manifest_id
         return conflict("initial context" if same else "operation, configuration, input or run_config")
     return OtherIoError(
         f"the key {call.fact_key!r} holds another request; give the new one another key",

@@ -64,7 +64,7 @@ class ChildRunTransport:
             return await_digest(self._await_of(call))
         if call.namespace != SPAWN:
             return child_request_digest(call, self._identity, self._policy)
-        wanted = read_wanted(call.request, self._policy)
+        wanted = read_wanted(call.asked, self._policy)
         if call.fact_key is not None:
             self._read[call.fact_key] = call, wanted
         return spawn_digest(wanted, self._identity)
@@ -95,7 +95,7 @@ class ChildRunTransport:
         if call.namespace == SPAWN:
             known, wanted = self._read.pop(call.fact_key, (None, None))
             if wanted is None or known is not call:
-                wanted = read_wanted(call.request, self._policy)
+                wanted = read_wanted(call.asked, self._policy)
             return self._spawn(call.fact_key, wanted, superseded)
         request = self._await_of(call)
         self._awaited.pop(call.fact_key, None)
@@ -105,7 +105,7 @@ class ChildRunTransport:
         """Read the request of an await, once."""
         known, request = self._awaited.get(call.fact_key or "", (None, None))
         if request is None or known is not call.request:
-            request = read_await_request(call.request)
+            request = read_await_request(call.asked)
             if call.fact_key is not None:
                 self._awaited[call.fact_key] = call.request, request
         return request
@@ -150,7 +150,7 @@ class ChildRunTransport:
         run_id = UUID(recorded["child_run_id"])
         if call.namespace == AWAIT or self._nursery.find_run(run_id) is not None:
             return Reply(None, linkage=lost, after=lambda: self._nursery.hand_over(run_id)) if lost else None
-        wanted = read_wanted(call.request, self._policy)
+        wanted = read_wanted(call.asked, self._policy)
         if wanted.manifest_id != recorded["child_manifest_id"]:
             return None
         prepared = self._prepare(wanted, self._lineage(run_id, key, 1))

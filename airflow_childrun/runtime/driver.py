@@ -119,9 +119,10 @@ class RunDriver:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether the run has failed, and its parent may open another attempt.
+        """Whether the run has failed and its parent is to look at it, since another attempt may follow.
 
-        Also of one that had failed when it was handed over: its parent may have taken it for one that is driven since.
+        So it is, whatever its policy, which no row tells, where it had failed before it was handed over: its parent may
+        have taken it for one that is driven since.
         """
         if self.journal is None:
             return self._found_ended == "Failed"

@@ -43,7 +43,8 @@ class StoredEvent(NamedTuple):
 
     :param body: canonical JSON bytes
     :param hash: ``SHA256("childrun/event/v1\\0" || run_id || seq || recorded_at || previous hash || body_digest)``
-    :param body_digest: SHA-256 of ``body``, if whoever read the event has just worked it out; never what was stored
+    :param known_digest: SHA-256 of ``body`` (32 bytes), if whoever read the event has just worked it out; never what was
+        stored, and None again where ``body`` is replaced
     """
 
     run_id: UUID
@@ -53,7 +54,7 @@ class StoredEvent(NamedTuple):
     hash: str
     commit_id: UUID
     epoch: int
-    body_digest: bytes | None = None
+    known_digest: bytes | None = None
 
 
 class RunRow(NamedTuple):

@@ -232,6 +232,18 @@ def test_one_that_fails_before_its_parent_hands_it_over_is_not_overlooked(
     assert left[0] in looked[0], "the await took the one that had failed for driven"
 
 
+def test_one_that_fails_after_its_row_was_read_is_told_of(lab: Lab) -> None:
+    """Whoever was about to drive it finds its end in its events alone."""
+    failing["ann"] = 1
+    driver = process(lab)
+    run_id = driver.create("frail", "ann")
+    row = lab.row(run_id)
+    assert driver.resume(run_id).phase == "Failed"
+    late = RunDriver(driver.house, row, cast("Any", None))
+    assert late.drive() == "ended"
+    assert late.may_be_tried_again
+
+
 @pytest.mark.parametrize("after_s", [0, 4, 10])
 def test_a_death_between_two_attempts_neither_loses_nor_doubles_one(lab: Lab, after_s: int) -> None:
     """The heir waits what is left of the backoff; the attempts are counted on."""

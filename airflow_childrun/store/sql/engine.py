@@ -50,7 +50,7 @@ class Database:
     """One database as the store uses it.
 
     :param url: SQLAlchemy URL
-    :param clock: SQLite's time, and by which a connection is seen to have been kept for long
+    :param clock: SQLite's time; also tells how long a connection has been out of the pool
     :raises InputError: if the URL is none, or of a database that the store has no dialect for
     """
 
@@ -71,7 +71,7 @@ class Database:
         return Texts(tables, self.url.get_dialect()(), self.dialect.mark, self.dialect.now_text)
 
     def engine(self) -> Engine:
-        """Return this process's engine, with all its connections in the pool."""
+        """Return this process's engine, after giving what is kept out of its pool back to it."""
         connections = self._here()
         connections.drop()
         return connections.engine

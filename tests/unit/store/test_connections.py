@@ -1,9 +1,11 @@
-"""The connection that a process keeps out of its pool: nobody waits for it, and it is never older than the pool allows."""
+"""The connection that a process keeps out of its pool: nobody waits for it, and it is looked at like any other."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ from airflow_childrun.clock import SystemClock
 from airflow_childrun.errors import UnavailableError
 from airflow_childrun.store.sql import connections as connections_module
 from airflow_childrun.store.sql.engine import Database
+from tests.engine.kit import eventually
 
 WAIT_S = 10.0
 
@@ -51,13 +54,16 @@ def test_one_use_after_the_other_visits_the_pool_once(database: Database) -> Non
     assert pool_of(database).checkedout() == 1
 
 
-def test_one_that_was_kept_for_long_goes_through_the_pool(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which looks how old it is, and what the server closed meanwhile."""
-    visits = visits_of(database)
-    monkeypatch.setattr(connections_module, "FRESH_S", 0.0)
-    ask(database)
-    ask(database)
-    assert len(visits) == 2
+def test_one_that_is_out_of_the_pool_for_long_goes_through_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which looks how old it is, and what was closed meanwhile; also where it is used all the time."""
+    visits, clock = visits_of(database), iter(range(100))
+    monkeypatch.setattr(database._here()._clock, "monotonic_s", lambda: float(next(clock)))
+    for _ in range(20):
+        ask(database)
+    assert connections_module.FRESH_S == 5
+    assert len(visits) == 4
 
 
 def test_whoever_waits_for_the_pool_gets_what_would_have_been_kept(database: Database) -> None:
@@ -79,8 +85,7 @@ def test_whoever_waits_for_the_pool_gets_what_would_have_been_kept(database: Dat
         )
     )
     third.start()
-    while not database._here()._wanting:
-        assert third.is_alive()
+    eventually(lambda: bool(database._here()._wanting))
     go_on.release()
     third.join(WAIT_S)
     assert found == [3]
@@ -108,9 +113,10 @@ def test_a_transaction_takes_the_kept_one_instead_of_opening_another(database: D
 
 def test_after_an_error_nothing_is_kept(database: Database) -> None:
     """What else stands open may be as broken."""
-    ask(database)
 
     def fail(_: PoolProxiedConnection) -> None:
+        ask(database)
+        assert pool_of(database).checkedout() == 2
         raise UnavailableError("gone")
 
     with pytest.raises(UnavailableError):
@@ -118,14 +124,68 @@ def test_after_an_error_nothing_is_kept(database: Database) -> None:
     assert pool_of(database).checkedout() == 0
 
 
-def test_closed_while_in_use_a_connection_is_not_kept(database: Database) -> None:
+def test_no_more_than_one_is_kept(database: Database) -> None:
+    connections = database._here()
+    taken = [connections.take(), connections.take()]
+    for connection in taken:
+        connections.keep(connection)
+    assert pool_of(database).checkedout() <= 1
+
+
+def test_one_that_is_kept_while_somebody_turns_to_the_pool_is_taken(database: Database) -> None:
+    """Who wants one says so, and looks once more: what was kept in between would not come back to the pool."""
+    connections = database._here()
+    visits, kept = visits_of(database), connections.take()
+    wants = connections._want
+
+    def late() -> Any:
+        connections.keep(kept)
+        return wants()
+
+    connections._want = late  # type: ignore[method-assign]
+    assert connections.take() is kept
+    assert len(visits) == 1
+
+
+def test_closed_while_in_use_a_connection_is_closed_as_well(database: Database) -> None:
     """It would stay open for as long as the process lives."""
     connections = database._here()
     connection = connections.take()
+    driver: Any = connection.driver_connection
     database.close()
     connections.keep(connection)
-    assert connections._taken() is None
-    assert not connection.is_valid
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        driver.execute("SELECT 1")
+
+
+def test_a_disposed_engine_leaves_no_more_connections_than_its_pool_has_places(database: Database) -> None:
+    """What was in use when a connection was lost has no place in the pool that follows."""
+    connections = database._here()
+    old = [connections.take(), connections.take()]
+    connections.engine.dispose()
+    new = [connections.take(), connections.take()]
+    for connection in (*old, *new):
+        connections.keep(connection)
+    taken = [connections.take(), connections.take()]
+    assert pool_of(database).checkedout() == 2
+    assert not {id(connection) for connection in taken} & {id(connection) for connection in old}
+    for connection in taken:
+        connections.keep(connection)
+
+
+def test_a_thread_torn_away_as_it_wants_one_leaves_no_mark(database: Database) -> None:
+    """With one nothing would ever be kept again."""
+
+    class Tearing(deque[object]):
+        def append(self, mark: object) -> None:
+            super().append(mark)
+            raise KeyboardInterrupt
+
+    connections = database._here()
+    connections._wanting = Tearing()
+    with pytest.raises(KeyboardInterrupt):
+        connections.take()
+    assert not connections._wanting
 
 
 def test_a_forked_child_keeps_one_of_its_own(database: Database) -> None:
@@ -133,9 +193,13 @@ def test_a_forked_child_keeps_one_of_its_own(database: Database) -> None:
     ask(database)
     pid = os.fork()
     if pid == 0:
-        visits = visits_of(database)
-        ask(database)
-        os._exit(0 if len(visits) == 1 else 1)
+        code = 1
+        try:
+            visits = visits_of(database)
+            ask(database)
+            code = 0 if len(visits) == 1 else 2
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert ask(database) == [(1,)]
 

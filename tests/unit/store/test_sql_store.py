@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from operator import methodcaller
@@ -16,6 +17,7 @@ from sqlalchemy import event as sql_events
 
 from airflow_childrun.errors import CorruptionError, InputError, UnavailableError
 from airflow_childrun.store.api import Commit, Moves, RunFilter, RunStep
+from airflow_childrun.store.chain import check_chain
 from airflow_childrun.store.memory import MemoryStore
 from airflow_childrun.store.sql.dialects.sqlite import SqliteDialect
 from airflow_childrun.store.sql.engine import POOL_SIZE
@@ -244,3 +246,14 @@ def test_settings_under_which_a_database_forgets_are_named(postgres_module_url: 
     assert "synchronous_commit = off" not in on
     assert set(off) - set(on) == {"synchronous_commit = off"}
     assert forgetful_settings(make_url(f"sqlite:///{tmp_path}/absent.db")) == []
+
+
+def test_an_event_with_another_body_breaks_the_chain(store: SqlStore) -> None:
+    """What was worked out for the body that was read does not vouch for another one."""
+    run_id = start(store)
+    append(store, run_id, "on")
+    first, second = store.read_events(run_id)
+    check_chain(run_id, [first, second])
+    assert second.known_digest == hashlib.sha256(second.body).digest()
+    with pytest.raises(CorruptionError, match="event 2"):
+        check_chain(run_id, [first, second._replace(body=b"{}", known_digest=None)])

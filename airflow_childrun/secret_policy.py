@@ -207,10 +207,11 @@ class StandardRules:
                 return True
         lowered = text.lower()
         for sign, marked in _MARKED_PATTERNS:
-            if sign in lowered:
-                for marker, pattern in marked:
-                    if marker in lowered and any(map(pattern.confirm, pattern.rule.finditer(text))):
-                        return True
+            if sign not in lowered:
+                continue
+            for marker, pattern in marked:
+                if marker in lowered and any(map(pattern.confirm, pattern.rule.finditer(text))):
+                    return True
         return False
 
     def names_secret(self, key: str, value: Any) -> bool:

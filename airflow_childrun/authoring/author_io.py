@@ -130,8 +130,8 @@ class Io:
         :raises InputError: if the input does not fit the operation
         """
         full_key = self._key(key, operation.name)
-        request = _spawn_request(operation, input, config, run_config, timeout, child_retry_policy)
-        answer = self._provider.call(_spawn_call(request, full_key)).response
+        call = _spawn_call(full_key, operation, input, config, run_config, timeout, child_retry_policy)
+        answer = self._provider.call(call).response
         return _handle(answer, operation, full_key)
 
     def await_child(
@@ -183,10 +183,11 @@ class Io:
         calls = []
         for index, (element, full_key) in enumerate(zip(elements, keys, strict=True)):
             with in_element(index, f"io.map({operation.name})"):
-                request = _spawn_request(
-                    operation, element, config, run_config, timeout, child_retry_policy, max_concurrency
+                calls.append(
+                    _spawn_call(
+                        full_key, operation, element, config, run_config, timeout, child_retry_policy, max_concurrency
+                    )
                 )
-            calls.append(_spawn_call(request, full_key))
         answers = self._provider.call_many(calls) if calls else []
         children = [_handle(answer.response, operation, at) for answer, at in zip(answers, keys, strict=True)]
         return self._await_all(children, operation)
@@ -281,7 +282,8 @@ def read_result(answer: Mapping[str, Any], operation: Spawnable | None) -> Child
     return ChildResult(answer["child_run_id"], answer["status"], output, answer["final_snapshot_id"], error)
 
 
-def _spawn_request(
+def _spawn_call(
+    full_key: str,
     operation: Spawnable,
     element: Any,
     config: Any,
@@ -289,8 +291,8 @@ def _spawn_request(
     timeout: Span | None,
     child_retry_policy: int | ChildRetryPolicy | None,
     max_concurrency: int | None = None,
-) -> SpawnRequest:
-    return SpawnRequest(
+) -> IoCall:
+    request = SpawnRequest(
         op_id=operation.name,
         op_version=operation.version,
         op_config=encode(config, f"the config of {operation.name}"),
@@ -301,9 +303,6 @@ def _spawn_request(
         child_retry_policy=ChildRetryPolicy.of(child_retry_policy, f"the child_retry_policy of {operation.name}"),
         max_concurrency=max_concurrency,
     )
-
-
-def _spawn_call(request: SpawnRequest, full_key: str) -> IoCall:
     return IoCall(SPAWN, request.to_json(), full_key, model=request)
 
 

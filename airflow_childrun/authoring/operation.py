@@ -20,7 +20,7 @@ from airflow_childrun.errors import InputError, InvalidPlanError, OperationError
 from airflow_childrun.ids import is_op_id
 from airflow_childrun.model.config import RetryPolicy, RunConfig, Span
 from airflow_childrun.model.manifest import MAIN_STEP, RunManifest
-from airflow_childrun.model.plan import Edge, ExecutionPlan, SideEffects
+from airflow_childrun.model.plan import Edge, ExecutionPlan, SideEffects, StateNode
 from airflow_childrun.model.wire import complaints
 
 MAIN = "main"
@@ -249,7 +249,7 @@ class Operation:
         plan = ExecutionPlan(
             self.name,
             self.version,
-            tuple(build_node(state, "", self.states, _Nothing()) for state in self.states.values()),
+            tuple(StateNode(state.name, state.function) for state in self.states.values()),  # nobody runs it
             tuple(Edge(s, state.name) for state in self.states.values() for s in state.sources(self.states)),
         )
         return self.states[plan.order[-1].id]
@@ -288,17 +288,6 @@ class _Given:
     def config(self) -> Any:
         """Return the config, fresh."""
         return deepcopy(self.manifest.op_config)
-
-
-class _Nothing:
-    """What a plan is given that nobody runs."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Return no input."""
-        return {}
-
-    def config(self) -> None:
-        """Return no config."""
 
 
 class _Draft(Operation):

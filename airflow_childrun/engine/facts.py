@@ -134,14 +134,10 @@ class FactIndex:
 
     def add(self, fact: Fact) -> None:
         """Take a fact in."""
-        key = fact.key
         if self.earlier is not None:
-            self._find_last(key)
-        if self._last.get(key) is None:
-            self._last[key] = fact
-        else:
-            self._put(fact)
-        self._added.append(key)
+            self._find_last(fact.key)
+        self._put(fact)
+        self._added.append(fact.key)
 
     def note_end(self, key: str, status: str) -> None:
         """Learn how the child ended that the newest fact under a key tells of: V1 does not say so beside the payload."""

@@ -123,11 +123,10 @@ def read_await_request(value: Any) -> AwaitRequest:
 
     :raises OtherIoError: code ``child_run_request_invalid``
     """
-    is_read = type(value) is AwaitRequest
-    if not is_read:
+    if type(value) is not AwaitRequest:
         _check_kind(value, AWAIT_KIND, "await")
     try:
-        request: AwaitRequest = value if is_read else AwaitRequest.from_json(value)
+        request = AwaitRequest.from_json(value)
         uuid_of(request.child_run_id)
     except ValueError:
         raise _invalid("invalid child run await request") from None
